@@ -1,0 +1,61 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/shardd/shardd/internal/base"
+)
+
+// EntryKind says what a log entry holds. A kind that a binary does not know faults the replica; it is never skipped.
+type EntryKind uint8
+
+// EntryData is a concatenation of client writes. Boundary commands (split, merge, ...) take further kinds.
+const EntryData EntryKind = 1
+
+const entryVersion = 1
+
+// EntryHeaderSize is the fixed part of a log entry's data, in bytes:
+//
+//	0 u8 layout version | 1 u8 kind | 2 u16 reserved | 4 u32 operations | 8 u64 proposal id | 16 u64 version stamp
+//	24 operations, each exactly as it came on the wire
+//
+// An empty entry (no data at all) is raft's own: a new leader's first, or a refused conf change.
+const EntryHeaderSize = 24
+
+// EntryHeader describes one log entry. Proposal is unique among the proposals of one store incarnation; waiters are
+// found by (term, index) as well as by it. Stamp is the leader's hybrid logical clock; apply raises it above the
+// shard's last stamp, and each operation takes the next one.
+type EntryHeader struct {
+	Kind     EntryKind
+	Count    uint32
+	Proposal uint64
+	Stamp    uint64
+}
+
+// Append encodes the header at the end of buf.
+func (h *EntryHeader) Append(buf []byte) []byte {
+	buf = append(buf, entryVersion, byte(h.Kind), 0, 0)
+	buf = binary.BigEndian.AppendUint32(buf, h.Count)
+	buf = binary.BigEndian.AppendUint64(buf, h.Proposal)
+	return binary.BigEndian.AppendUint64(buf, h.Stamp)
+}
+
+// DecodeEntry splits an entry's data into header and operations. Errors wrap base.ErrCorrupt: the replica is faulted.
+func DecodeEntry(data []byte) (EntryHeader, []byte, error) {
+	if len(data) < EntryHeaderSize {
+		return EntryHeader{}, nil, fmt.Errorf("entry of %d bytes, want at least %d: %w",
+			len(data), EntryHeaderSize, base.ErrCorrupt)
+	}
+	if data[0] != entryVersion || EntryKind(data[1]) != EntryData {
+		return EntryHeader{}, nil, fmt.Errorf("entry layout %d kind %d is not known to this binary: %w",
+			data[0], data[1], base.ErrCorrupt)
+	}
+	if data[2]|data[3] != 0 {
+		return EntryHeader{}, nil, fmt.Errorf("entry with reserved bytes %x set: %w", data[2:4], base.ErrCorrupt)
+	}
+	return EntryHeader{
+		Kind: EntryKind(data[1]), Count: binary.BigEndian.Uint32(data[4:]),
+		Proposal: binary.BigEndian.Uint64(data[8:]), Stamp: binary.BigEndian.Uint64(data[16:]),
+	}, data[EntryHeaderSize:], nil
+}

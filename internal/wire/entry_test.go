@@ -1,0 +1,48 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/shardd/shardd/internal/base"
+)
+
+func TestEntryRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := EntryHeader{
+			Kind: EntryData, Count: rapid.Uint32().Draw(t, "count"),
+			Proposal: rapid.Uint64().Draw(t, "proposal"), Stamp: rapid.Uint64().Draw(t, "stamp"),
+		}
+		ops := shortBytes.Draw(t, "ops")
+		enc := h.Append(nil)
+		if len(enc) != EntryHeaderSize {
+			t.Fatalf("header of %d bytes", len(enc))
+		}
+		got, rest, err := DecodeEntry(append(enc, ops...))
+		if err != nil || got != h || !bytes.Equal(rest, ops) {
+			t.Fatalf("got %+v, %x, %v, want %+v, %x", got, rest, err, h, ops)
+		}
+	})
+}
+
+func TestEntryThatIsNotKnownIsRefused(t *testing.T) {
+	h := EntryHeader{Kind: EntryData, Count: 1, Stamp: 1}
+	good := h.Append(nil)
+	for cut := range good {
+		if _, _, err := DecodeEntry(good[:cut]); !errors.Is(err, base.ErrCorrupt) {
+			t.Errorf("cut at %d: %v", cut, err)
+		}
+	}
+	for at := range 4 { // layout, kind, both reserved bytes
+		for _, add := range []byte{1, 0xff} {
+			b := bytes.Clone(good)
+			b[at] += add
+			if _, _, err := DecodeEntry(b); !errors.Is(err, base.ErrCorrupt) {
+				t.Errorf("byte %d is %d: %v", at, b[at], err)
+			}
+		}
+	}
+}
