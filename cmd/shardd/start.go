@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/cli"
+	"github.com/shardd/shardd/internal/config"
+	"github.com/shardd/shardd/node"
+)
+
+func newStart() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "start --data-dir DIR [flags]",
+		Short: "Run a node until SIGTERM or Ctrl-C",
+		Long: `Run a node until SIGTERM or Ctrl-C.
+
+A node with an empty directory waits: for "shardctl init", which makes a cluster of several waiting nodes, or, with
+--join, for a node of an existing cluster to take it in. A node that was a member before needs neither.
+
+Settings come from defaults, the file of --config, SHARDD_* in the environment and flags, the later ones winning.
+On SIGTERM or Ctrl-C the node hands its leaderships over and drains, for at most --stop-timeout; a second signal ends
+it at once.
+
+` + exitHelp,
+		Example: `  shardd start --data-dir n1 --listen 127.0.0.1:7400
+  shardd start --data-dir n2 --listen 127.0.0.1:7401 --http 127.0.0.1:8401 --labels zone=b
+  shardctl init --nodes 127.0.0.1:7400,127.0.0.1:7401,127.0.0.1:7402 --shards 16`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, table, err := config.Load(c.Flags(), os.Environ())
+			if err != nil {
+				return badConfig(err)
+			}
+			return start(c, cfg, table)
+		},
+	}
+	config.AddFlags(c.Flags())
+	c.Flags().SortFlags = false
+	return c
+}
+
+func start(c *cobra.Command, cfg *config.Config, table []*config.Setting) error {
+	log, flush := cli.Logger(c.ErrOrStderr(), cfg.LogFormat, cfg.LogLevel)
+	defer flush()
+	limitMemory(cfg, log, table)
+	n, err := node.New(node.Config{
+		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, HTTP: cfg.HTTP, Join: cfg.Join,
+		Labels: cfg.Labels, Logger: log, Version: cli.ReadVersion().String(), PProf: cfg.PProf,
+		StopTimeout: cfg.StopTimeout, Settings: nodeSettings(cfg),
+		Fatal: func(err error) {
+			log.Error("the store cannot go on; nothing that was acknowledged is lost", "err", err)
+			flush()
+			os.Exit(max(engine.ExitCode(err), cli.ExitFailed))
+		},
+	})
+	if err != nil {
+		return startError(cfg.DataDir, err)
+	}
+	log.Info("started", "address", n.Addr(), "http", n.HTTPAddr(), "data_dir", cfg.DataDir, "version", cli.ReadVersion().String())
+	err = n.Run(c.Context())
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return startError(cfg.DataDir, err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+func nodeSettings(cfg *config.Config) node.Settings {
+	return node.Settings{
+		Tick: cfg.Tick, HeartbeatTick: cfg.HeartbeatTicks, ElectionTick: cfg.ElectionTicks,
+		Workers: cfg.Workers, ApplyWorkers: cfg.ApplyWorkers,
+		CacheBytes: cfg.CacheBytes, MemTableBytes: cfg.MemTableBytes, EntryCacheBytes: cfg.EntryCacheBytes,
+	}
+}
+
+// limitMemory sets the collector up. Variables that the Go runtime reads itself win over our defaults.
+func limitMemory(cfg *config.Config, log *slog.Logger, table []*config.Setting) {
+	given := map[string]bool{}
+	for _, s := range table {
+		given[s.Name] = s.From != config.FromDefault
+	}
+	if given["gc-percent"] || os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(cfg.GCPercent)
+	}
+	limit := cfg.MemoryLimit
+	switch {
+	case !given["memory-limit"] && os.Getenv("GOMEMLIMIT") != "", limit == -1:
+		return
+	case limit == 0:
+		limit = machineMemory() / 2
+	}
+	if limit > 0 {
+		debug.SetMemoryLimit(limit)
+		log.Debug("memory limit", "bytes", limit, "gc_percent", cfg.GCPercent)
+	}
+}
+
+// startError gives an error of the data directory its exit code and says what to do.
+func startError(dir string, err error) error {
+	code := engine.ExitCode(err)
+	next := map[int]string{
+		10: fmt.Sprintf("Another process uses %s: stop it, or give this node a directory of its own.", dir),
+		11: fmt.Sprintf("%s belongs to another cluster than the nodes it talks to: start it with the directory, --join and "+
+			"--listen of one cluster.", dir),
+		12: fmt.Sprintf("%s belongs to another node, or is an older copy of one that has run since: never run a copy. Start "+
+			"with an empty directory and --join instead.", dir),
+		13: fmt.Sprintf("The data in %s is damaged. The other nodes still hold it: keep %s aside, then start with an empty "+
+			"directory and --join.", dir, dir),
+		14: fmt.Sprintf("The disk of %s is full: make room and start again. Nothing that was acknowledged is lost.", dir),
+		15: fmt.Sprintf("A newer shardd has written %s: start that version.", dir),
+	}[code]
+	if code == 0 {
+		code = cli.ExitFailed
+	}
+	return &cli.Error{Code: code, Err: err, Next: next}
+}

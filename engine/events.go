@@ -1,0 +1,165 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// eventQueueLen bounds the events waiting for the logger, in events.
+const eventQueueLen = 1024
+
+// eventLog carries log lines from Pebble's goroutines, which may hold Pebble's locks, to slog. It drops and counts
+// what does not fit: logging never blocks the data path.
+type eventLog struct {
+	logger  *slog.Logger
+	queue   chan slog.Record
+	stop    chan struct{}
+	done    chan struct{}
+	dropped atomic.Uint64
+	once    sync.Once
+}
+
+func newEventLog(logger *slog.Logger) *eventLog {
+	l := &eventLog{
+		logger: logger, queue: make(chan slog.Record, eventQueueLen),
+		stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	go l.run()
+	return l
+}
+
+func (l *eventLog) log(level slog.Level, msg string, attrs ...slog.Attr) {
+	if !l.logger.Enabled(context.Background(), level) {
+		return
+	}
+	r := slog.NewRecord(time.Now(), level, msg, 0)
+	r.AddAttrs(attrs...)
+	select {
+	case l.queue <- r:
+	default:
+		l.dropped.Add(1)
+	}
+}
+
+func (l *eventLog) run() {
+	defer close(l.done)
+	for {
+		select {
+		case r := <-l.queue:
+			_ = l.logger.Handler().Handle(context.Background(), r)
+		case <-l.stop:
+			for {
+				select {
+				case r := <-l.queue:
+					_ = l.logger.Handler().Handle(context.Background(), r)
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+// close writes out what is queued and joins the goroutine.
+func (l *eventLog) close() {
+	l.once.Do(func() { close(l.stop) })
+	<-l.done
+}
+
+// pebbleLogger is Pebble's Logger. Its lines are for debugging Pebble; what an operator needs comes as events.
+type pebbleLogger struct{ e *Engine }
+
+func (p pebbleLogger) Infof(format string, args ...any) {
+	if p.e.events.logger.Enabled(context.Background(), slog.LevelDebug) {
+		p.e.events.log(slog.LevelDebug, fmt.Sprintf(format, args...))
+	}
+}
+
+func (p pebbleLogger) Errorf(format string, args ...any) {
+	p.e.events.log(slog.LevelError, fmt.Sprintf(format, args...))
+}
+
+// Fatalf records the reason and never returns: Pebble's state is undefined after it. It ends the goroutine it is on
+// with its deferred calls, so that a caller's joins still work.
+func (p pebbleLogger) Fatalf(format string, args ...any) {
+	cause := fmt.Errorf(format, args...)
+	for _, a := range args {
+		if err, ok := a.(error); ok {
+			cause = fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
+			break
+		}
+	}
+	p.e.fatal.pebbleDead.Store(true)
+	p.e.fail(fmt.Errorf("pebble: %w", cause))
+	runtime.Goexit()
+}
+
+// listener wires Pebble's events to the log and the counters. It runs on Pebble's goroutines, some of them under
+// Pebble's locks: nothing in it waits.
+func (e *Engine) listener() *pebble.EventListener {
+	m, log := &e.metrics, e.events
+	return &pebble.EventListener{
+		BackgroundError: func(err error) {
+			m.backgroundErrors.Inc()
+			log.log(slog.LevelError, "background work of the engine failed", slog.Any("error", err))
+			// A failed sync: Pebble would write the table again, but what else the disk has dropped is unknown. During
+			// Open: Pebble would try for ever to flush what it has replayed, on a full disk say.
+			if isSyncError(err) || e.fatal.opening.Load() {
+				e.fail(err)
+			}
+		},
+		DataCorruption: func(i pebble.DataCorruptionInfo) {
+			m.corruptions.Inc()
+			log.log(slog.LevelError, "damaged file", slog.String("detail", i.String()))
+		},
+		CompactionEnd: func(i pebble.CompactionInfo) {
+			m.compactions.Inc()
+			m.compactionSeconds.Add(i.TotalDuration.Seconds())
+			if i.Err != nil {
+				log.log(slog.LevelWarn, "compaction failed", slog.Any("error", i.Err))
+				return
+			}
+			log.log(slog.LevelDebug, "compaction", slog.String("detail", i.String()))
+		},
+		FlushEnd: func(i pebble.FlushInfo) {
+			m.flushes.Inc()
+			m.flushSeconds.Add(i.TotalDuration.Seconds())
+			if i.Err != nil {
+				log.log(slog.LevelWarn, "flush failed", slog.Any("error", i.Err))
+				return
+			}
+			log.log(slog.LevelDebug, "flush", slog.String("detail", i.String()))
+		},
+		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
+			m.stalls.Inc()
+			e.stallStart.Store(int64(e.now()))
+			log.log(slog.LevelWarn, "writes stalled: flushes or compactions are behind", slog.String("reason", i.Reason))
+		},
+		WriteStallEnd: func() {
+			d := e.now() - time.Duration(e.stallStart.Swap(0))
+			m.stallSeconds.Add(d.Seconds())
+			log.log(slog.LevelInfo, "write stall over", slog.Duration("took", d))
+		},
+		DiskSlow: func(i pebble.DiskSlowInfo) {
+			m.diskSlow.Inc()
+			log.log(slog.LevelWarn, "slow disk", slog.String("op", i.OpType.String()), slog.String("file", i.Path),
+				slog.Duration("for", i.Duration))
+		},
+		LowDiskSpace: func(i pebble.LowDiskSpaceInfo) {
+			log.log(slog.LevelWarn, "disk is getting full", slog.String("detail", i.String()))
+		},
+		PossibleAPIMisuse: func(i pebble.PossibleAPIMisuseInfo) {
+			log.log(slog.LevelWarn, "possible misuse of pebble", slog.String("detail", i.String()))
+		},
+		FormatUpgrade: func(v pebble.FormatMajorVersion) {
+			log.log(slog.LevelDebug, "format upgraded", slog.String("to", v.String()))
+		},
+	}
+}

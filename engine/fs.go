@@ -1,0 +1,205 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// FS is the file system an engine lives on. A nil *FS in Options means the disk. It passes everything through, marks
+// errors of syncs (see SyncError), and can be told by tests to fail. Safe for concurrent use; many engines may share
+// one, each in its own directory.
+type FS struct {
+	inner vfs.FS
+	mem   *vfs.MemFS // nil on disk
+	hook  func()     // set by tests before use: called around everything that a crash could fall between
+
+	mu struct {
+		sync.Mutex
+		failSyncs  error
+		failWrites error
+		syncGate   chan struct{} // syncs wait while it is open
+	}
+}
+
+// NewMemFS returns an empty file system in memory that remembers which bytes and names have been synced.
+func NewMemFS() *FS {
+	mem := vfs.NewCrashableMem()
+	return &FS{inner: mem, mem: mem}
+}
+
+func newDiskFS() *FS { return &FS{inner: vfs.Default} }
+
+// CrashClone returns what a power loss at this moment could leave: everything synced, and each unsynced block and name
+// with a chance of keepPercent (0 to 100), drawn from seed. It panics on the disk's file system.
+func (f *FS) CrashClone(keepPercent int, seed int64) *FS {
+	if f.mem == nil {
+		panic("engine: CrashClone needs a file system from NewMemFS")
+	}
+	mem := f.mem.CrashClone(vfs.CrashCloneCfg{
+		UnsyncedDataPercent: keepPercent,
+		RNG:                 rand.New(rand.NewPCG(uint64(seed), uint64(keepPercent))),
+	})
+	return &FS{inner: mem, mem: mem}
+}
+
+// FailSyncs makes every later sync fail with err; nil heals it.
+func (f *FS) FailSyncs(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.failSyncs = err
+}
+
+// FailWrites makes every later creation of a file and every write fail with err; nil heals it.
+func (f *FS) FailWrites(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.failWrites = err
+}
+
+// HoldSyncs makes every later sync wait, as a stalled disk does, until the returned function is called.
+func (f *FS) HoldSyncs() (release func()) {
+	gate := make(chan struct{})
+	f.mu.Lock()
+	f.mu.syncGate = gate
+	f.mu.Unlock()
+	return sync.OnceFunc(func() {
+		f.mu.Lock()
+		if f.mu.syncGate == gate {
+			f.mu.syncGate = nil
+		}
+		f.mu.Unlock()
+		close(gate)
+	})
+}
+
+// SyncError is an error of a file's sync: the kernel may have dropped the data, and a second sync that succeeds would
+// prove nothing (hazard: an fsync failed once, the next "succeeded", acknowledged entries were gone).
+type SyncError struct {
+	File string
+	Err  error
+}
+
+// Error names the file.
+func (e *SyncError) Error() string { return fmt.Sprintf("sync %s: %v", e.File, e.Err) }
+
+// Unwrap returns the system's error.
+func (e *SyncError) Unwrap() error { return e.Err }
+
+func (f *FS) syncing(name string, sync func() error) error {
+	f.mu.Lock()
+	gate, err := f.mu.syncGate, f.mu.failSyncs
+	f.mu.Unlock()
+	if gate != nil {
+		<-gate
+		f.mu.Lock()
+		err = f.mu.failSyncs
+		f.mu.Unlock()
+	}
+	f.step()
+	if err == nil {
+		err = sync()
+	}
+	f.step()
+	if err != nil {
+		return &SyncError{File: name, Err: err}
+	}
+	return nil
+}
+
+func (f *FS) step() {
+	if f.hook != nil {
+		f.hook()
+	}
+}
+
+func (f *FS) writing() error {
+	f.step()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.failWrites
+}
+
+// guardFS gives Pebble the FS: vfs.FS with its writable files wrapped.
+type guardFS struct {
+	vfs.FS
+	fs *FS
+}
+
+type guardFile struct {
+	vfs.File
+	fs   *FS
+	name string
+}
+
+func (f *FS) guard() vfs.FS { return guardFS{FS: f.inner, fs: f} }
+
+func (g guardFS) wrap(file vfs.File, name string, err error) (vfs.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &guardFile{File: file, fs: g.fs, name: name}, nil
+}
+
+func (g guardFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := g.fs.writing(); err != nil {
+		return nil, &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	file, err := g.FS.Create(name, c)
+	return g.wrap(file, name, err)
+}
+
+func (g guardFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if err := g.fs.writing(); err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	file, err := g.FS.OpenReadWrite(name, c, opts...)
+	return g.wrap(file, name, err)
+}
+
+func (g guardFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := g.fs.writing(); err != nil {
+		return nil, &os.PathError{Op: "reuse", Path: from, Err: err}
+	}
+	file, err := g.FS.ReuseForWrite(from, to, c)
+	return g.wrap(file, to, err)
+}
+
+func (g guardFS) OpenDir(name string) (vfs.File, error) {
+	file, err := g.FS.OpenDir(name)
+	return g.wrap(file, name, err)
+}
+
+func (g guardFS) Rename(from, to string) error {
+	defer g.fs.step()
+	return g.FS.Rename(from, to)
+}
+
+func (g guardFS) Remove(name string) error {
+	defer g.fs.step()
+	return g.FS.Remove(name)
+}
+
+// Unwrap is part of vfs.FS.
+func (g guardFS) Unwrap() vfs.FS { return g.FS }
+
+func (g *guardFile) Write(p []byte) (int, error) {
+	if err := g.fs.writing(); err != nil {
+		return 0, &os.PathError{Op: "write", Path: g.name, Err: err}
+	}
+	return g.File.Write(p)
+}
+
+func (g *guardFile) Sync() error     { return g.fs.syncing(g.name, g.File.Sync) }
+func (g *guardFile) SyncData() error { return g.fs.syncing(g.name, g.File.SyncData) }
+
+// isSyncError reports a failed sync that no retry can mend. A full disk at a sync of a table is left to Pebble, which
+// writes the table anew; at a sync of the log it is as final as any other, which the sync waiter sees for itself.
+func isSyncError(err error) bool {
+	var s *SyncError
+	return errors.As(err, &s) && !vfs.IsNoSpaceError(err)
+}

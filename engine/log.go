@@ -1,0 +1,345 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/shardd/shardd/internal/base"
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+)
+
+// Log is the raft log of one replica; it implements raft.Storage. It belongs to the replica's worker, except for Bytes
+// and Bounds, which anybody may call. First and last index live in memory, so that no read ever seeks over the
+// tombstones of truncated entries.
+//
+// INVARIANT(log): entries first..last exist without a gap, first-1 is the truncated index, applied >= first-1.
+type Log struct {
+	e     *Engine
+	shard base.ShardID
+	ring  ring
+
+	first, last atomic.Uint64 // bounds; last == first-1 for an empty log
+	bytes       atomic.Uint64
+
+	worker struct {
+		hard      raftpb.HardState // as loaded, for InitialState
+		conf      raftpb.ConfState
+		truncTerm uint64
+		lastTerm  uint64
+		sizes     []uint32 // of the entries that this life wrote: the last len(sizes) ones
+		oldBytes  uint64   // estimate for those before them
+	}
+}
+
+var _ raft.Storage = (*Log)(nil)
+
+// pointDeletes is up to how many entries are truncated one by one: a range tombstone costs every later read of the
+// memtable and table it is in, a point tombstone only its neighbours.
+const pointDeletes = 128
+
+// OpenLog opens the log of a replica that LoadReplicas has returned, or that has just been created. It costs a few seeks
+// whatever the log's length. It fails with ExitCorrupt if the log ends before what is applied or committed.
+func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
+	name := base.ReplicaName(st.Shard, st.Mark.ReplicaID)
+	l := &Log{e: e, shard: st.Shard}
+	l.ring.cache = &e.cache
+	first := st.Truncated.Index + 1
+	last, term, err := e.lastEntry(st.Shard, first)
+	if err != nil {
+		return nil, classify(e.opts.Dir, fmt.Errorf("open log of %s: %w", name, err))
+	}
+	if last == 0 {
+		last, term = st.Truncated.Index, st.Truncated.Term
+	}
+	hard := st.Hard
+	hard.Commit = max(hard.Commit, st.Applied.Index) // rule R3: applied is written without a HardState
+	if hard.Commit > last {
+		return nil, &OpenError{Code: ExitCorrupt, Dir: e.opts.Dir, Err: fmt.Errorf(
+			"log of %s ends at %d, but %d is committed and %d applied: %w",
+			name, last, st.Hard.Commit, st.Applied.Index, ErrCorrupt)}
+	}
+	l.first.Store(first)
+	l.last.Store(last)
+	w := &l.worker
+	w.hard, w.conf, w.truncTerm, w.lastTerm = hard, st.Applied.Conf, st.Truncated.Term, term
+	if last >= first {
+		est, err := e.db.EstimateDiskUsage(logKey(st.Shard, first), logKey(st.Shard, last+1))
+		if err != nil {
+			return nil, classify(e.opts.Dir, fmt.Errorf("size of the log of %s: %w", name, readError(err)))
+		}
+		w.oldBytes = max(est, (last-first+1)*entryHeaderLen)
+		l.bytes.Store(w.oldBytes)
+	}
+	return l, nil
+}
+
+// lastEntry finds the last log entry at or above first by a reverse seek; 0 if there is none.
+func (e *Engine) lastEntry(shard base.ShardID, first uint64) (index, term uint64, err error) {
+	it, err := e.db.NewIter(&pebble.IterOptions{
+		LowerBound: logKey(shard, first), UpperBound: stateKey(shard, raftLog+1),
+	})
+	if err != nil {
+		return 0, 0, readError(err)
+	}
+	defer func() { err = errors.Join(err, readError(it.Close())) }()
+	if !it.Last() {
+		return 0, 0, readError(it.Error())
+	}
+	if len(it.Key()) != logKeyLen {
+		return 0, 0, fmt.Errorf("log key %x: %w", it.Key(), ErrCorrupt)
+	}
+	v, err := it.ValueAndErr()
+	if err != nil {
+		return 0, 0, readError(err)
+	}
+	ent, err := decodeEntry(u64at(it.Key(), stateKeyLen), v)
+	return ent.Index, ent.Term, err
+}
+
+// Close drops the log's entries from the cache. The log must not be used afterwards.
+func (l *Log) Close() { l.ring.truncate(math.MaxUint64) }
+
+// Append adds entries to the log and to the batch, whose commit makes them durable. They are consecutive and start at or
+// before last+1; from their first index on they replace what the log has, and entries of the old log beyond the new end
+// are deleted in the same batch. Entry data is kept, not copied: it must not change any more.
+func (l *Log) Append(b *Batch, ents []raftpb.Entry) {
+	first, last := l.first.Load(), l.last.Load()
+	if len(ents) > 0 && ents[0].Index < first { // already truncated: those are applied and cannot differ
+		ents = ents[min(uint64(len(ents)), first-ents[0].Index):]
+	}
+	if len(ents) == 0 {
+		return
+	}
+	if ents[0].Index > last+1 {
+		b.invalid(fmt.Errorf("append to log of %s: entry %d does not follow %d", l.shard, ents[0].Index, last))
+		return
+	}
+	size := l.bytes.Load() - l.cut(ents[0].Index)
+	for i := range ents {
+		e := &ents[i]
+		k, v := b.set(logKeyLen, entryHeaderLen+len(e.Data))
+		putLogKey(k, l.shard, e.Index)
+		putEntryHeader(v, e.Type, e.Term)
+		copy(v[entryHeaderLen:], e.Data)
+		l.worker.sizes = append(l.worker.sizes, uint32(len(v)))
+		size += uint64(len(v))
+	}
+	newLast := ents[len(ents)-1].Index
+	var key [logKeyLen]byte
+	for i := newLast + 1; i <= last; i++ {
+		putLogKey(key[:], l.shard, i)
+		b.deleteLocal(key[:])
+	}
+	l.worker.lastTerm = ents[len(ents)-1].Term
+	l.last.Store(newLast)
+	l.bytes.Store(size)
+	l.ring.append(ents)
+}
+
+// cut forgets the sizes of the entries from index to the end and returns their sum.
+func (l *Log) cut(index uint64) (freed uint64) {
+	w := &l.worker
+	last := l.last.Load()
+	if index > last {
+		return 0
+	}
+	n := last - index + 1
+	known := min(n, uint64(len(w.sizes)))
+	for _, s := range w.sizes[uint64(len(w.sizes))-known:] {
+		freed += uint64(s)
+	}
+	w.sizes = w.sizes[:uint64(len(w.sizes))-known]
+	return freed + l.cutOld(n-known, index-l.first.Load()+n-known)
+}
+
+// cutOld takes n of count entries of unknown size off the estimate.
+func (l *Log) cutOld(n, count uint64) (freed uint64) {
+	if n == 0 || count == 0 {
+		return 0
+	}
+	freed = uint64(float64(l.worker.oldBytes) * float64(n) / float64(count))
+	if n == count {
+		freed = l.worker.oldBytes
+	}
+	l.worker.oldBytes -= freed
+	return freed
+}
+
+// Truncate deletes the entries up to and including index to, whose term is given, and stores the TruncatedState, all in
+// the batch. It needs no sync of its own: the log's order puts it behind the applied state that allows it. Nothing
+// happens if to is truncated already.
+func (l *Log) Truncate(b *Batch, to, term uint64) {
+	first, last := l.first.Load(), l.last.Load()
+	if to < first {
+		return
+	}
+	if to > last {
+		b.invalid(fmt.Errorf("truncate log of %s: %d is beyond its end %d", l.shard, to, last))
+		return
+	}
+	if to-first < pointDeletes {
+		var key [logKeyLen]byte
+		for i := first; i <= to; i++ {
+			putLogKey(key[:], l.shard, i)
+			b.deleteLocal(key[:])
+		}
+	} else {
+		b.deleteRange(logKey(l.shard, first), logKey(l.shard, to+1))
+	}
+	b.SetTruncated(l.shard, TruncatedState{Index: to, Term: term})
+
+	w := &l.worker
+	old := last - first + 1 - uint64(len(w.sizes))
+	cutOld := min(old, to-first+1)
+	freed := l.cutOld(cutOld, old)
+	known := to - first + 1 - cutOld
+	for _, s := range w.sizes[:known] {
+		freed += uint64(s)
+	}
+	w.sizes = w.sizes[known:]
+	w.truncTerm = term
+	l.bytes.Store(l.bytes.Load() - freed)
+	l.first.Store(to + 1)
+	l.ring.truncate(to)
+}
+
+// Bytes returns the stored size of the log's entries. For entries that an earlier life of the process wrote it is an
+// estimate. Anybody may call it.
+func (l *Log) Bytes() uint64 { return l.bytes.Load() }
+
+// Bounds returns the first and last index; last is first-1 for an empty log. Anybody may call it; the two may be from
+// either side of an append or truncation under way.
+func (l *Log) Bounds() (first, last uint64) { return l.first.Load(), l.last.Load() }
+
+// InitialState implements raft.Storage: the HardState as loaded, its commit at least what is applied (rule R3), and the
+// configuration at the applied index.
+func (l *Log) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
+	return l.worker.hard, l.worker.conf, nil
+}
+
+// FirstIndex implements raft.Storage.
+func (l *Log) FirstIndex() (uint64, error) { return l.first.Load(), nil }
+
+// LastIndex implements raft.Storage.
+func (l *Log) LastIndex() (uint64, error) { return l.last.Load(), nil }
+
+// Snapshot implements raft.Storage. It never waits and never has one (rule R10): snapshots are sent by the snapshotter.
+func (l *Log) Snapshot() (raftpb.Snapshot, error) {
+	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
+}
+
+// Term implements raft.Storage.
+func (l *Log) Term(index uint64) (uint64, error) {
+	first, last := l.first.Load(), l.last.Load()
+	switch {
+	case index+1 < first:
+		return 0, raft.ErrCompacted
+	case index+1 == first:
+		return l.worker.truncTerm, nil
+	case index > last:
+		return 0, raft.ErrUnavailable
+	case index == last:
+		return l.worker.lastTerm, nil
+	}
+	if t, ok := l.ring.term(index); ok {
+		return t, nil
+	}
+	var key [logKeyLen]byte
+	putLogKey(key[:], l.shard, index)
+	v, closer, err := l.e.db.Get(key[:])
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, fmt.Errorf("log of %s: entry %d in [%d, %d] is missing: %w", l.shard, index, first, last, ErrCorrupt)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("term of entry %d of %s: %w", index, l.shard, readError(err))
+	}
+	ent, err := decodeEntry(index, v)
+	return ent.Term, errors.Join(err, closeGet(closer))
+}
+
+// Entries implements raft.Storage: the entries of [lo, hi), at least one, and no more than maxSize bytes of raft's
+// encoding otherwise. The result is shared with the cache: read only. Entries that are not in the cache are read from
+// Pebble and not added to it: a follower that catches up must not push out what the others need.
+func (l *Log) Entries(lo, hi, maxSize uint64) ([]raftpb.Entry, error) {
+	if lo < l.first.Load() {
+		return nil, raft.ErrCompacted
+	}
+	if lo >= hi || hi > l.last.Load()+1 {
+		return nil, raft.ErrUnavailable
+	}
+	cached, from := l.ring.entries(lo, hi)
+	if from == lo {
+		l.e.metrics.cacheHits.Inc()
+		return limitEntries(cached, maxSize), nil
+	}
+	l.e.metrics.cacheMisses.Inc()
+	ents, size, err := l.read(lo, from, maxSize)
+	if err != nil {
+		return nil, fmt.Errorf("entries [%d, %d) of %s: %w", lo, hi, l.shard, err)
+	}
+	if uint64(len(ents)) < from-lo {
+		return ents, nil // the limit is reached
+	}
+	for i := range cached {
+		if size += uint64(cached[i].Size()); size > maxSize {
+			break
+		}
+		ents = append(ents, cached[i])
+	}
+	return ents, nil
+}
+
+// read takes entries from Pebble and returns their size in raft's encoding.
+func (l *Log) read(lo, hi, maxSize uint64) (ents []raftpb.Entry, size uint64, err error) {
+	it, err := l.e.db.NewIter(&pebble.IterOptions{LowerBound: logKey(l.shard, lo), UpperBound: logKey(l.shard, hi)})
+	if err != nil {
+		return nil, 0, readError(err)
+	}
+	defer func() { err = errors.Join(err, readError(it.Close())) }()
+	next := lo
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, 0, readError(err)
+		}
+		if index := u64at(it.Key(), stateKeyLen); index != next {
+			break // a hole: reported below
+		}
+		ent, err := decodeEntry(next, append(make([]byte, 0, len(v)), v...))
+		if err != nil {
+			return nil, 0, err
+		}
+		l.e.metrics.cacheMissBytes.Add(float64(len(v)))
+		size += uint64(ent.Size())
+		if len(ents) > 0 && size > maxSize {
+			return ents, size, nil
+		}
+		ents = append(ents, ent)
+		next++
+	}
+	if err := it.Error(); err != nil {
+		return nil, 0, readError(err)
+	}
+	if next != hi {
+		return nil, 0, fmt.Errorf("entry %d is missing: %w", next, ErrCorrupt)
+	}
+	return ents, size, nil
+}
+
+// limitEntries cuts at maxSize bytes of raft's encoding, but never below one entry.
+func limitEntries(ents []raftpb.Entry, maxSize uint64) []raftpb.Entry {
+	if maxSize == math.MaxUint64 {
+		return ents
+	}
+	var size uint64
+	for i := range ents {
+		if size += uint64(ents[i].Size()); size > maxSize && i > 0 {
+			return ents[:i:i]
+		}
+	}
+	return ents
+}

@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Open opens or creates the store in Options.Dir.
+//
+// Stages: look (refuse what is not ours, before anything is touched), lock, mark the directory as ours, check the
+// manifest, let Pebble recover, read the ident. A crash in any of them leaves a directory that opens again. Everything
+// that Pebble replays from its log has been flushed and synced when Open returns: entries that an earlier life wrote but
+// never synced may be acknowledged now.
+//
+// It fails with an *OpenError for whatever has an exit code, and with a plain error otherwise.
+func Open(o Options) (*Engine, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	e := &Engine{opts: o, start: time.Now()}
+	e.fatal.ch = make(chan struct{})
+	e.fatal.opening.Store(true)
+	e.metrics.init()
+	e.batches.New = func() any { return &Batch{e: e} }
+	e.iters.New = func() any { return &Iter{e: e} }
+	e.cache.init(o.EntryCacheBytes)
+	e.events = newEventLog(o.Logger)
+
+	if err := e.openDB(); err != nil {
+		e.events.close()
+		return nil, classify(o.Dir, err)
+	}
+	if err := e.loadIdent(); err != nil {
+		err = errors.Join(classify(o.Dir, err), e.db.Close(), e.lock.Close(), e.fsClose())
+		e.events.close()
+		return nil, err
+	}
+	if err := e.register(); err != nil {
+		err = errors.Join(err, e.db.Close(), e.lock.Close(), e.fsClose())
+		e.events.close()
+		return nil, err
+	}
+	e.fatal.opening.Store(false)
+	e.syncs.start(e)
+	e.probe.start(e)
+	return e, nil
+}
+
+func (e *Engine) openDB() (err error) {
+	dir, fs := e.opts.Dir, e.opts.FS.guard()
+	if _, found, err := checkOurs(fs, dir); err != nil {
+		return err
+	} else if !found {
+		if err := makeDir(fs, dir); err != nil {
+			return err
+		}
+	}
+	if e.lock, err = lockDir(fs, dir); err != nil {
+		return err
+	}
+	e.fsClose = func() error { return nil }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.lock.Close(), e.fsClose())
+		}
+	}()
+
+	state, found, err := checkOurs(fs, dir) // again: now nobody else can change it
+	if err != nil {
+		return err
+	}
+	if !found {
+		state = markerCreating
+		if err := writeMarker(fs, dir, state); err != nil {
+			return err
+		}
+	}
+	if err := checkPebbleFormat(fs, dir); err != nil {
+		return err
+	}
+	if err := checkManifest(fs, dir); err != nil {
+		return err
+	}
+
+	po := e.opts.pebbleOptions()
+	po.Lock = e.lock
+	po.ErrorIfNotExists = state == markerReady
+	po.Logger = pebbleLogger{e}
+	po.EventListener = e.listener()
+	po.Cache = pebble.NewCache(e.opts.CacheBytes)
+	defer po.Cache.Unref() // Pebble has its own reference
+	po.FS = fs
+	if e.opts.FS.mem == nil {
+		checked, closer := vfs.WithDiskHealthChecks(fs, e.opts.DiskSlow, nil, po.EventListener.DiskSlow)
+		po.FS, e.fsClose = checked, closer.Close
+	}
+	if e.db, err = e.openPebble(po); err != nil {
+		return err
+	}
+	if state == markerCreating {
+		if err := writeMarker(fs, dir, markerReady); err != nil {
+			return errors.Join(err, e.db.Close())
+		}
+	}
+	return nil
+}
+
+// openPebble runs pebble.Open on a goroutine of its own: on some errors Pebble calls Fatalf, which must not return and
+// so ends its goroutine, and on some damage it panics. Both come back as errors.
+func (e *Engine) openPebble(po *pebble.Options) (*pebble.DB, error) {
+	type result struct {
+		db  *pebble.DB
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		r := result{err: errors.New("pebble gave up")} // what is left after a Fatalf
+		defer func() {
+			if p := recover(); p != nil {
+				e.events.log(slog.LevelDebug, "panic in pebble", slog.String("stack", string(debug.Stack())))
+				r = result{err: fmt.Errorf("pebble found its files inconsistent: %v: %w", p, ErrCorrupt)}
+			}
+			ch <- r
+		}()
+		r.db, r.err = pebble.Open(e.opts.Dir, po)
+	}()
+	var r result
+	select {
+	case r = <-ch:
+	case <-e.fatal.ch: // perhaps on a flush that Open waits for, for ever
+		return nil, e.openFailure()
+	}
+	if e.fatal.stopped.Load() {
+		return nil, e.openFailure()
+	}
+	return r.db, r.err
+}
+
+func (e *Engine) openFailure() error {
+	e.fatal.mu.Lock()
+	defer e.fatal.mu.Unlock()
+	return e.fatal.err
+}
+
+func (e *Engine) register() error {
+	if e.opts.Registerer == nil {
+		return nil
+	}
+	for _, c := range append(e.metrics.all, newCollector(e)) {
+		if err := e.opts.Registerer.Register(c); err != nil {
+			for _, r := range e.reg {
+				e.opts.Registerer.Unregister(r)
+			}
+			return fmt.Errorf("register metrics of the engine: %w", err)
+		}
+		e.reg = append(e.reg, c)
+	}
+	return nil
+}
+
+// get reads one small record; ok is false if it does not exist. The value is a copy.
+func (e *Engine) get(key []byte) (value []byte, ok bool, err error) {
+	v, closer, err := e.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, readError(err)
+	}
+	value = append(make([]byte, 0, len(v)), v...)
+	return value, true, closeGet(closer)
+}
+
+func closeGet(c io.Closer) error { return readError(c.Close()) }

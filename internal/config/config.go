@@ -1,0 +1,141 @@
+// Package config holds the settings of shardd: one table that says name, unit, default and reason of each, and the
+// order in which they are given: defaults < YAML file < environment (SHARDD_*) < flags. A key that is not in the table
+// is refused with the nearest one that is. It never opens anything but the settings file and decides nothing.
+package config
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Config is what `shardd start` runs with.
+type Config struct {
+	DataDir   string
+	Listen    string
+	Advertise string
+	HTTP      string
+	Join      []string
+	Labels    map[string]string
+	PProf     bool
+
+	StopTimeout time.Duration
+
+	LogFormat string
+	LogLevel  string
+
+	MemoryLimit int64 // bytes; 0: half of what the machine or its cgroup has; -1: none
+	GCPercent   int
+
+	Tick           time.Duration
+	HeartbeatTicks int
+	ElectionTicks  int
+	Workers        int
+	ApplyWorkers   int
+
+	CacheBytes      int64
+	MemTableBytes   int64
+	EntryCacheBytes int64
+}
+
+// Source says where the value of a setting came from.
+type Source string
+
+// Sources, lowest first.
+const (
+	FromDefault Source = "default"
+	FromFile    Source = "file"
+	FromEnv     Source = "environment"
+	FromFlag    Source = "flag"
+)
+
+// Setting is one row of the table. Its name is the key in the YAML file and the name of the flag.
+type Setting struct {
+	Name  string
+	Doc   string
+	Value Value
+	From  Source
+}
+
+// Env is the environment variable of a setting: SHARDD_DATA_DIR for data-dir.
+func (s *Setting) Env() string {
+	return "SHARDD_" + strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_"))
+}
+
+// Table binds every setting to its field of c and gives each its default. The order is that of the documentation.
+func Table(c *Config) []*Setting {
+	list := []*Setting{
+		{Name: "data-dir", Value: stringVar(&c.DataDir, ""), Doc: "Directory of the store. Made if absent; used by one " +
+			"process at a time. Required."},
+		{Name: "listen", Value: addrVar(&c.Listen, "127.0.0.1:7400"), Doc: "Address on which clients and other nodes " +
+			"are served. Port 0 takes a free one."},
+		{Name: "advertise", Value: addrVar(&c.Advertise, ""), Doc: "Address that clients and other nodes are told, if " +
+			"they cannot use the one of --listen (a wildcard, a NAT)."},
+		{Name: "http", Value: addrVar(&c.HTTP, ""), Doc: "Address of /metrics, /livez and /readyz. Empty: no HTTP."},
+		{Name: "join", Value: listVar(&c.Join), Doc: "Addresses of nodes of the cluster to join, separated by commas. " +
+			"Needed once: a node that has joined remembers its peers."},
+		{Name: "labels", Value: mapVar(&c.Labels), Doc: "What tells nodes apart, as key=value separated by commas, " +
+			"such as zone=a,rack=3."},
+		{Name: "pprof", Value: boolVar(&c.PProf, false), Doc: "Serve Go's profiles under /debug/pprof of the HTTP address."},
+		{Name: "stop-timeout", Value: durationVar(&c.StopTimeout, 10*time.Second), Doc: "Longest time that a graceful " +
+			"stop (SIGTERM, Ctrl-C) takes to hand leaderships over and drain. A second signal ends at once."},
+
+		{Name: "log-format", Value: enumVar(&c.LogFormat, "text", "text", "json"), Doc: "text or json. Text is " +
+			"coloured on a terminal."},
+		{Name: "log-level", Value: enumVar(&c.LogLevel, "info", "debug", "info", "warn", "error"), Doc: "Lowest level " +
+			"that is logged: debug, info, warn or error."},
+
+		{Name: "memory-limit", Value: bytesVar(&c.MemoryLimit, 0), Doc: "Memory at which the collector works harder " +
+			"instead of letting the heap grow. 0: half of what the machine, or its cgroup, has; -1: no limit."},
+		{Name: "gc-percent", Value: intVar(&c.GCPercent, 400, 10, 10000), Doc: "Go's GOGC. Higher costs memory and saves " +
+			"CPU: 400 takes the collector from about 20 % of the CPU to 5 %. GOGC in the environment wins over the default."},
+
+		{Name: "tick", Value: durationVar(&c.Tick, 100*time.Millisecond), Doc: "Raft's unit of time. The same on all nodes."},
+		{Name: "heartbeat-ticks", Value: intVar(&c.HeartbeatTicks, 2, 1, 100), Doc: "Ticks between heartbeats of a " +
+			"leader. The same on all nodes."},
+		{Name: "election-ticks", Value: intVar(&c.ElectionTicks, 10, 3, 1000), Doc: "Ticks without a heartbeat after which " +
+			"a follower campaigns; it waits one to two times that. The same on all nodes."},
+		{Name: "workers", Value: intVar(&c.Workers, 0, 0, 1024), Doc: "Workers that drive the Raft groups. 0: by the " +
+			"number of CPUs."},
+		{Name: "apply-workers", Value: intVar(&c.ApplyWorkers, 0, 0, 1024), Doc: "Workers that apply committed entries. " +
+			"0: by the number of CPUs."},
+
+		{Name: "cache", Value: bytesVar(&c.CacheBytes, 256<<20), Doc: "Block cache of the storage engine. Larger saves " +
+			"reads once the data no longer fits."},
+		{Name: "memtable", Value: bytesVar(&c.MemTableBytes, 64<<20), Doc: "Size at which a memtable is flushed; up to " +
+			"four may exist. Larger means fewer flushes and a longer start after a crash."},
+		{Name: "entry-cache", Value: bytesVar(&c.EntryCacheBytes, 128<<20), Doc: "Recent log entries of all shards kept " +
+			"in memory, so that followers are fed without reading the disk."},
+	}
+	for _, s := range list {
+		s.From = FromDefault
+	}
+	return list
+}
+
+// Validate checks what must hold between settings; the error names the setting and the remedy.
+func (c *Config) Validate() error {
+	switch {
+	case c.DataDir == "":
+		return fmt.Errorf("data-dir is not set: give --data-dir DIR (or SHARDD_DATA_DIR, or data-dir in the settings file)")
+	case c.Listen == "":
+		return fmt.Errorf("listen is empty: give --listen HOST:PORT")
+	case c.PProf && c.HTTP == "":
+		return fmt.Errorf("pprof needs an HTTP address: give --http HOST:PORT")
+	case c.HeartbeatTicks >= c.ElectionTicks:
+		return fmt.Errorf("heartbeat-ticks (%d) must be below election-ticks (%d), well below to survive a lost heartbeat",
+			c.HeartbeatTicks, c.ElectionTicks)
+	case c.Tick < time.Millisecond || c.Tick > time.Minute:
+		return fmt.Errorf("tick is %s: it must be between 1ms and 1m", c.Tick)
+	case c.StopTimeout <= 0:
+		return fmt.Errorf("stop-timeout is %s: it must be above 0", c.StopTimeout)
+	case c.MemoryLimit < -1:
+		return fmt.Errorf("memory-limit is %d: give bytes, 0 for half of the machine's memory, or -1 for none", c.MemoryLimit)
+	}
+	for name, v := range map[string]int64{"cache": c.CacheBytes, "memtable": c.MemTableBytes, "entry-cache": c.EntryCacheBytes} {
+		if v < 1<<20 {
+			return fmt.Errorf("%s is %s: it must be at least 1MiB", name, FormatBytes(v))
+		}
+	}
+	return nil
+}

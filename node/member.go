@@ -1,0 +1,211 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
+	"github.com/shardd/shardd/placement"
+	"github.com/shardd/shardd/router"
+	"github.com/shardd/shardd/shard"
+	"github.com/shardd/shardd/transport"
+)
+
+// member is the running part of a node that belongs to a cluster.
+type member struct {
+	n     *Node
+	log   *slog.Logger
+	clock clock.Clock
+
+	cluster     base.ClusterID
+	self        base.StoreID
+	incarnation uint64
+	meta        *base.Descriptor
+
+	book      *book
+	store     *shard.Store
+	transport *transport.Transport
+	mux       *router.Mux
+	local     *localSender
+	router    *router.Router
+	dir       *placement.Directory
+	scans     *scanWorkers
+	reports   reports
+
+	// metaHint is the node that last said it leads the meta shard, for nodes without a replica of it.
+	metaHint atomic.Uint64
+	// metaSeen is the Boot time of the last answered report, 0 before the first.
+	metaSeen atomic.Int64
+}
+
+// boot makes a member from the ident on disk. Nothing of it runs yet. The incarnation is raised, synced, before
+// anything can be sent under it.
+func (n *Node) boot() (*member, error) {
+	inc, err := n.eng.RaiseIncarnation()
+	if err != nil {
+		return nil, fmt.Errorf("raise incarnation: %w", err)
+	}
+	id, ok := n.eng.Ident()
+	if !ok || id.Meta == nil {
+		return nil, n.refused(engine.ExitCorrupt, fmt.Errorf("ident of %s has no meta descriptor", id.Store))
+	}
+	log := n.log.With("node", id.Store.String())
+	m := &member{
+		n: n, log: log, clock: n.cfg.Clock, cluster: id.Cluster, self: id.Store, incarnation: inc, meta: id.Meta,
+		book: newBook(n.eng, log, id), scans: newScanWorkers(n.cfg.Settings.ScanWorkers, n.metrics.scans),
+	}
+	s := &n.cfg.Settings
+	late := &lateSender{}
+	m.store, err = shard.New(shard.Config{
+		Store: id.Store, Incarnation: inc, Engine: n.eng, Sender: late, Clock: n.cfg.Clock, Logger: log,
+		Registerer: n.reg, Tick: s.Tick, ElectionTick: s.ElectionTick, HeartbeatTick: s.HeartbeatTick,
+		Workers: s.Workers, ApplyWorkers: s.ApplyWorkers, OnLeader: m.onLeader,
+		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
+			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start store %s: %w", id.Store, err)
+	}
+	m.transport = transport.New(transport.Config{
+		Cluster: id.Cluster, Store: id.Store, Incarnation: inc, Address: n.addr, Handler: m.store, Peers: m.book,
+		HeartbeatInterval: s.Tick, Logger: log, Registerer: n.reg, Fenced: n.fenced,
+	})
+	late.to = m.transport
+	m.mux = router.NewMux(m.openStream, router.MuxConfig{Buffer: transport.GetBuffer, Logger: log, Registerer: n.reg})
+	m.local = &localSender{m: m}
+	m.router = router.New(router.Config{
+		Directory: directory{m}, Sender: m.local, Logger: log, Registerer: n.reg,
+	})
+	m.dir = placement.NewDirectory(metaKV{m.router})
+	m.reports.view = placement.NewView(n.cfg.Clock)
+	return m, nil
+}
+
+// lateSender breaks the circle of store and transport, each of which needs the other to be made. Set before both run.
+type lateSender struct{ to shard.Sender }
+
+// openStream opens a batched stream of operations to another node, for the router.
+func (m *member) openStream(ctx context.Context, to base.StoreID) (router.FrameStream, error) {
+	addr, ok := m.book.Addr(to)
+	if !ok {
+		return nil, fmt.Errorf("address of %s is unknown", to)
+	}
+	cc, err := m.n.conns.to(addr)
+	if err != nil {
+		return nil, err
+	}
+	return transport.OpenBatch(ctx, cc, transport.ClassNode)
+}
+
+// onLeader is told of leader changes by the store's workers.
+func (m *member) onLeader(s base.ShardID, leader base.StoreID, term uint64) {
+	if s == base.MetaShard && leader != 0 {
+		m.metaHint.Store(uint64(leader))
+	}
+}
+
+// metaLeader returns the node that leads the meta shard as far as known here, 0 if unknown.
+func (m *member) metaLeader() base.StoreID {
+	if _, ok := m.meta.ReplicaOn(m.self); ok {
+		if lead, _, ok := m.store.Leader(base.MetaShard); ok {
+			return lead
+		}
+		return 0
+	}
+	return base.StoreID(m.metaHint.Load())
+}
+
+// leadsMeta reports whether this node leads the meta shard, and at which term.
+func (m *member) leadsMeta() (term uint64, ok bool) {
+	lead, term, ok := m.store.Leader(base.MetaShard)
+	return term, ok && lead == m.self
+}
+
+// fenced is told by the transport that a peer refuses us for good.
+func (n *Node) fenced(err error) { n.failWith(n.refused(fenceCode(err), err)) }
+
+// run starts the member's goroutines, serves, and returns once all have ended: after ctx, gracefully, or when the store
+// or the transport ends by itself.
+func (m *member) run(ctx context.Context) error {
+	n := m.n
+	var wg sync.WaitGroup
+	core, stopCore := context.WithCancel(context.WithoutCancel(ctx))
+	loops, stopLoops := context.WithCancel(core)
+	defer stopCore()
+	defer stopLoops()
+	part := func(name string, run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(core); err != nil && core.Err() == nil {
+				n.failWith(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("store", m.store.Run)
+	m.transport.Register(n.late)
+	part("transport", m.transport.Run)
+	n.member.Store(m)
+	close(n.serving)
+	m.log.Info("serving", "cluster", m.cluster.String(), "incarnation", m.incarnation, "addr", n.addr)
+	var background sync.WaitGroup
+	background.Go(func() { m.reportLoop(loops) })
+	background.Go(func() { m.foundingLoop(loops) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-n.fail:
+	case <-n.halt:
+	}
+	n.stopping.Store(true)
+	n.setHealth(false)
+	limit := n.cfg.StopTimeout
+	if err == nil && !isClosed(n.halt) {
+		graceful, cancel := context.WithTimeout(core, limit*3/5)
+		if moved, herr := m.store.HandOver(graceful); herr != nil {
+			m.log.Warn("not all leaderships handed over", "moved", moved, "err", herr)
+		} else {
+			m.log.Info("leaderships handed over", "moved", moved)
+		}
+		cancel()
+	}
+	stopLoops()
+	background.Wait()
+	close(n.drain)
+	if err == nil && !isClosed(n.halt) {
+		m.drainServer(limit / 5)
+	}
+	n.server.Stop()
+	n.streams.Wait()
+	m.scans.wait()
+	if merr := m.mux.Close(); merr != nil {
+		m.log.Warn("close streams to other nodes", "err", merr)
+	}
+	stopCore()
+	wg.Wait()
+	m.local.wg.Wait()
+	return err
+}
+
+// drainServer lets calls and streams finish, within limit.
+func (m *member) drainServer(limit time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		m.n.server.GracefulStop()
+		close(done)
+	}()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+	}
+	m.n.server.Stop() // ends what is left, and so the goroutine
+	<-done
+}

@@ -1,0 +1,173 @@
+package placement
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
+)
+
+// AliveFor is how long after its last report a store counts as alive.
+const AliveFor = 10 * time.Second
+
+// Report is what a store tells the leader of the meta shard of itself, each second.
+type Report struct {
+	Node      Node
+	DiskBytes uint64
+	HeapBytes uint64
+	Replicas  uint32
+	Leaders   uint32
+	// Full means that States holds every replica; else it holds those that changed since the last answered report.
+	Full   bool
+	States []ReplicaState
+}
+
+// ReplicaState is one replica in a report.
+type ReplicaState struct {
+	Desc     *base.Descriptor
+	Leads    bool
+	Term     uint64
+	PutBytes uint64
+	Faulted  string
+}
+
+// StoreState is what the view knows of one store.
+type StoreState struct {
+	Node      Node
+	Alive     bool
+	LastSeen  time.Duration // age of the last report
+	DiskBytes uint64
+	HeapBytes uint64
+	Replicas  uint32
+	Leaders   uint32
+}
+
+// ShardState is what the reports say of one shard.
+type ShardState struct {
+	Leader   base.StoreID // 0: no live store says that it leads
+	Term     uint64
+	PutBytes uint64 // as the leader says, else the largest reported
+	Live     int    // replicas on live stores, faulted ones left out
+}
+
+// View is the cluster as the stores report it, in memory, on the leader of the meta shard. A new leader starts with an
+// empty one. Safe for concurrent use.
+type View struct {
+	clock clock.Clock
+
+	mu struct {
+		sync.Mutex
+		stores map[base.StoreID]*storeView
+	}
+}
+
+type storeView struct {
+	node              Node
+	seen              time.Duration // Boot
+	disk, heap        uint64
+	replicas, leaders uint32
+	states            map[base.ShardID]ReplicaState
+}
+
+// NewView returns an empty view on boot time of c.
+func NewView(c clock.Clock) *View {
+	v := &View{clock: c}
+	v.mu.stores = make(map[base.StoreID]*storeView)
+	return v
+}
+
+// Reset forgets everything; a node that becomes leader of the meta shard calls it.
+func (v *View) Reset() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	clear(v.mu.stores)
+}
+
+// Add takes a report in. wantFull: the view has nothing that the report's delta could build on, and ignored its states.
+// ErrStale: a later incarnation of the store has reported.
+func (v *View) Add(r *Report) (wantFull bool, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.mu.stores[r.Node.ID]
+	if s != nil && r.Node.Incarnation < s.node.Incarnation {
+		return false, fmt.Errorf("report of %s incarnation %d, seen %d: %w",
+			r.Node.ID, r.Node.Incarnation, s.node.Incarnation, ErrStale)
+	}
+	if s == nil || r.Node.Incarnation != s.node.Incarnation {
+		s = &storeView{}
+		v.mu.stores[r.Node.ID] = s
+	}
+	s.node, s.seen = r.Node, v.clock.Boot()
+	s.disk, s.heap, s.replicas, s.leaders = r.DiskBytes, r.HeapBytes, r.Replicas, r.Leaders
+	if r.Full {
+		s.states = make(map[base.ShardID]ReplicaState, len(r.States))
+	}
+	if s.states == nil {
+		return true, nil
+	}
+	for _, st := range r.States {
+		s.states[st.Desc.Shard] = st
+	}
+	return false, nil
+}
+
+// Stores returns the state of every store that has reported.
+func (v *View) Stores() map[base.StoreID]StoreState {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := v.clock.Boot()
+	out := make(map[base.StoreID]StoreState, len(v.mu.stores))
+	for id, s := range v.mu.stores {
+		out[id] = StoreState{
+			Node: s.node, Alive: now-s.seen <= AliveFor, LastSeen: now - s.seen,
+			DiskBytes: s.disk, HeapBytes: s.heap, Replicas: s.replicas, Leaders: s.leaders,
+		}
+	}
+	return out
+}
+
+// Shard sums up what the members of a descriptor say of their shard.
+func (v *View) Shard(d *base.Descriptor) ShardState {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.shardLocked(d, v.clock.Boot())
+}
+
+// Shards is Shard for many descriptors under one lock.
+func (v *View) Shards(ds []*base.Descriptor) []ShardState {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := v.clock.Boot()
+	out := make([]ShardState, len(ds))
+	for i, d := range ds {
+		out[i] = v.shardLocked(d, now)
+	}
+	return out
+}
+
+func (v *View) shardLocked(d *base.Descriptor, now time.Duration) ShardState {
+	var out ShardState
+	var led uint64
+	for _, r := range d.Replicas {
+		s := v.mu.stores[r.Store]
+		if s == nil || now-s.seen > AliveFor {
+			continue
+		}
+		st, ok := s.states[d.Shard]
+		if !ok || st.Faulted != "" {
+			continue
+		}
+		out.Live++
+		out.PutBytes = max(out.PutBytes, st.PutBytes)
+		// Of two that say they lead, the one of the higher term does.
+		if st.Leads && (out.Leader == 0 || st.Term > out.Term) {
+			out.Leader, out.Term, led = r.Store, st.Term, st.PutBytes
+		}
+	}
+	if out.Leader != 0 {
+		out.PutBytes = led
+	}
+	return out
+}

@@ -1,0 +1,57 @@
+package placement
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/shardd/shardd/internal/base"
+)
+
+type manualClock struct{ now time.Duration }
+
+func (c *manualClock) Boot() time.Duration { return c.now }
+func (c *manualClock) Wall() time.Time     { return time.Unix(0, 0) }
+
+func TestViewFollowsReportsAndForgetsSilentStores(t *testing.T) {
+	clk := &manualClock{now: time.Hour}
+	v := NewView(clk)
+	_, shards := sampleFounding(t).Descriptors()
+	d := shards[0]
+	report := func(store base.StoreID, inc uint64, full bool, states ...ReplicaState) (bool, error) {
+		return v.Add(&Report{Node: Node{ID: store, Incarnation: inc, Address: "x:1"}, Full: full, States: states})
+	}
+	if want, err := report(1, 2, false, ReplicaState{Desc: d, Leads: true, Term: 6}); err != nil || !want {
+		t.Fatalf("delta to an empty view: want full %v, %v", want, err)
+	}
+	if st := v.Shard(d); st != (ShardState{}) {
+		t.Errorf("a delta without its base counted: %+v", st)
+	}
+	if want, err := report(1, 2, true, ReplicaState{Desc: d, Leads: true, Term: 6, PutBytes: 10}); err != nil || want {
+		t.Fatalf("full report: want full %v, %v", want, err)
+	}
+	report(2, 1, true, ReplicaState{Desc: d, Leads: true, Term: 7, PutBytes: 9})
+	if st := v.Shard(d); st != (ShardState{Leader: 2, Term: 7, PutBytes: 9, Live: 2}) {
+		t.Errorf("the higher term does not lead: %+v", st)
+	}
+	report(2, 1, false, ReplicaState{Desc: d, Term: 8, PutBytes: 9, Faulted: "disk"})
+	if st := v.Shard(d); st != (ShardState{Leader: 1, Term: 6, PutBytes: 10, Live: 1}) {
+		t.Errorf("a faulted replica counts: %+v", st)
+	}
+	if _, err := report(1, 1, true); !errors.Is(err, ErrStale) {
+		t.Errorf("older incarnation: %v", err)
+	}
+	clk.now += AliveFor
+	report(2, 2, true, ReplicaState{Desc: d, Term: 8})
+	if !v.Stores()[1].Alive {
+		t.Error("dead before its time")
+	}
+	clk.now++
+	if st := v.Shard(d); v.Stores()[1].Alive || st.Leader != 0 || st.Live != 1 {
+		t.Errorf("silent store still counts: %+v", st)
+	}
+	v.Reset()
+	if len(v.Stores()) != 0 {
+		t.Error("stores after reset")
+	}
+}

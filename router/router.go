@@ -1,0 +1,195 @@
+package router
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// Route is a descriptor and who leads the shard, as far as the teller knows (0: unknown).
+type Route struct {
+	Desc   *base.Descriptor
+	Leader base.StoreID
+}
+
+// Directory finds shards when the cache cannot. Lookup returns consecutive shards from the one that holds key upwards,
+// or, in reverse, from the one that holds the largest key below key downwards. To answer for user keys it may itself read
+// system keys through the Router that asks.
+type Directory interface {
+	Lookup(ctx context.Context, key []byte, reverse bool) ([]Route, error)
+}
+
+// Sender carries one operation to one node. Send may set op.Req, keeps neither op nor what it points to after it has
+// returned, and calls done exactly once, from any goroutine; done does not block. An error that wraps ErrNotSent says
+// that no byte has left; after any other error a write may have happened.
+type Sender interface {
+	Send(ctx context.Context, to base.StoreID, op *wire.Op, done func(wire.Answer, error))
+}
+
+// Canceler is a Sender that can take an operation back. Cancel reports whether the operation with that request id
+// had not left and now never will; done is then not called.
+type Canceler interface {
+	Cancel(to base.StoreID, req uint64) bool
+}
+
+// Config says what a Router works with. Directory and Sender are required; the zero value of the rest is useful.
+type Config struct {
+	Directory Directory
+	Sender    Sender
+	// OpTimeout bounds an operation whose context has no deadline. Default 10 s.
+	OpTimeout time.Duration
+	// ReadTimeout bounds one attempt of a read, so that a node that hangs does not use up the whole budget: the next
+	// replica is asked after it. Default 2 s. A write waits for its answer until the deadline, since it may not be sent
+	// twice.
+	ReadTimeout time.Duration
+	// LookupTimeout bounds one question to the Directory. Default 3 s.
+	LookupTimeout time.Duration
+	// BackoffMin and BackoffMax bound the pause between attempts, which doubles and is jittered. Defaults 5 and 250 ms:
+	// an election takes a second or two, and the pause adds at most its own length to the outage.
+	BackoffMin, BackoffMax time.Duration
+	// PageBytes bounds one scan page, in bytes of keys plus values. Default 256 KiB.
+	PageBytes  uint32
+	Logger     *slog.Logger          // nil: silent
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+func (c Config) withDefaults() Config {
+	or := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	or(&c.OpTimeout, 10*time.Second)
+	or(&c.ReadTimeout, 2*time.Second)
+	or(&c.LookupTimeout, 3*time.Second)
+	or(&c.BackoffMin, 5*time.Millisecond)
+	or(&c.BackoffMax, 250*time.Millisecond)
+	if c.PageBytes == 0 {
+		c.PageBytes = 256 << 10
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Router sends operations to the shards that hold their keys. It is safe for concurrent use, starts no goroutine that
+// outlives a call, and needs no Close.
+type Router struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	cancel  Canceler // the Sender, if it can
+	cache   *cache
+	asking  [2]chan struct{} // a token while a question for user or for system keys is with the Directory
+	calls   sync.Pool
+}
+
+// New returns a Router with an empty cache.
+func New(cfg Config) *Router {
+	cfg = cfg.withDefaults()
+	r := &Router{
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), cache: newCache(),
+		calls: sync.Pool{New: newCall},
+	}
+	for i := range r.asking {
+		r.asking[i] = make(chan struct{}, 1)
+	}
+	r.cancel, _ = cfg.Sender.(Canceler)
+	return r
+}
+
+// Do runs one operation within one shard; op.Shard, Version, Req and Timeout are set by the Router. The error is nil
+// exactly if the answer's code is OK, NotFound or ConditionFailed; otherwise it is an *Error. A Scan or DeleteRange whose
+// range, or a Batch whose keys, lie in several shards fails with ErrCrossShard: see Scan and DeleteRange.
+func (r *Router) Do(ctx context.Context, op wire.Op) (wire.Answer, error) {
+	var f flight
+	r.ready(ctx, &f, op)
+	r.fly(ctx, &f)
+	r.release(&f)
+	return f.answer, f.err
+}
+
+// fly repeats attempts until f is over.
+func (r *Router) fly(ctx context.Context, f *flight) {
+	for !f.over {
+		r.pause(ctx, f.delay)
+		r.launch(ctx, f)
+		r.land(ctx, f)
+	}
+}
+
+// pause sleeps between attempts, or until ctx ends.
+func (r *Router) pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// inFlight bounds how many operations of one DoMany are on their way at the same time.
+const inFlight = 1024
+
+// DoMany runs independent operations at the same time: those for one node share its frames. Answer and error i belong
+// to operation i, as from Do.
+func (r *Router) DoMany(ctx context.Context, ops []wire.Op) ([]wire.Answer, []error) {
+	answers, errs := make([]wire.Answer, len(ops)), make([]error, len(ops))
+	fs := make([]flight, min(len(ops), inFlight))
+	for at := 0; at < len(ops); at += len(fs) {
+		fs := fs[:min(len(fs), len(ops)-at)]
+		clear(fs)
+		for i := range fs {
+			r.ready(ctx, &fs[i], ops[at+i])
+		}
+		r.flyMany(ctx, fs)
+		for i := range fs {
+			r.release(&fs[i])
+			answers[at+i], errs[at+i] = fs[i].answer, fs[i].err
+		}
+	}
+	return answers, errs
+}
+
+// flyMany repeats rounds of attempts until all are over: each round is sent as a whole before any answer is awaited.
+func (r *Router) flyMany(ctx context.Context, fs []flight) {
+	for {
+		open, delay := 0, time.Duration(0)
+		for i := range fs {
+			if !fs[i].over {
+				open, delay = open+1, max(delay, fs[i].delay)
+			}
+		}
+		if open == 0 {
+			return
+		}
+		r.pause(ctx, delay)
+		for i := range fs {
+			if !fs[i].over {
+				r.launch(ctx, &fs[i])
+			}
+		}
+		for i := range fs {
+			if !fs[i].over {
+				r.land(ctx, &fs[i])
+			}
+		}
+	}
+}
+
+// Learn puts routes into the cache, for example those that came with another answer.
+func (r *Router) Learn(routes []Route) {
+	for _, rt := range routes {
+		r.cache.insert(rt.Desc, rt.Leader, 0)
+	}
+}

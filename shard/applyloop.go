@@ -1,0 +1,390 @@
+package shard
+
+import (
+	"cmp"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/apply"
+)
+
+// Apply. Hand (worker): committed entries are queued for the apply worker with the proposals that wait for them. Apply: the
+// entries of as many groups as were popped go into one batch. Commit: unsynced, since the log replays it. Publish:
+// descriptor, applied index, then the waiters. A crash before Commit applies the entries again at the next start.
+
+// handed is a replica's queue towards apply.
+type handed struct {
+	sync.Mutex
+	tasks  []applyTask
+	closed bool         // faulted or stopped
+	bytes  atomic.Int64 // handed and not applied
+	wanted atomic.Bool  // the worker holds committed entries back until there is room
+}
+
+type applyTask struct {
+	ents  []raftpb.Entry
+	waits []*proposal // by index
+	bytes int64
+}
+
+// confResult is apply's decision on one conf change, on its way back to the worker.
+type confResult struct {
+	cc       raftpb.ConfChangeV2
+	accepted bool
+	conf     raftpb.ConfState // after it
+}
+
+const entryOverhead = 64
+
+// overApply reports whether the group has to wait with further committed entries. It always may hand on something when
+// it has nothing in apply, so that its own completion wakes it.
+func (w *worker) overApply(r *replica) bool {
+	over := func() bool {
+		n := r.handed.bytes.Load()
+		lim := &w.store.cfg.Limits
+		return n > 0 && (n > lim.GroupApply || w.store.used.apply.Load() > lim.StoreApply)
+	}
+	if !over() {
+		return false
+	}
+	r.handed.wanted.Store(true)
+	return over() // again: apply may have finished before it could see the wish
+}
+
+// hand queues committed entries for apply and returns the number of conf changes among them.
+func (w *worker) hand(r *replica, ents []raftpb.Entry) (confs int) {
+	rw, s := &r.worker, w.store
+	t := applyTask{ents: ents}
+	for i := range ents {
+		e := &ents[i]
+		t.bytes += int64(len(e.Data)) + entryOverhead
+		if e.Type != raftpb.EntryNormal {
+			confs++
+		}
+		if len(rw.pending) > 0 {
+			if p := w.resolve(r, e); p != nil {
+				t.waits = append(t.waits, p)
+			}
+		}
+	}
+	rw.committedTerm = max(rw.committedTerm, ents[len(ents)-1].Term)
+	r.handed.bytes.Add(t.bytes)
+	s.used.apply.Add(t.bytes)
+	r.handed.Lock()
+	closed := r.handed.closed
+	if !closed {
+		r.handed.tasks = append(r.handed.tasks, t)
+	}
+	r.handed.Unlock()
+	if closed {
+		r.dropTask(&t, "replica is faulted")
+	} else {
+		s.applyPool.Enqueue(uint64(r.shard))
+	}
+	if rw.blocked || len(rw.reads) > 0 {
+		s.pool.Enqueue(uint64(r.shard)) // room for proposals, or the term's first commit
+	}
+	return confs
+}
+
+// dropTask gives up entries whose outcome nobody here will learn.
+func (r *replica) dropTask(t *applyTask, reason string) {
+	r.handed.bytes.Add(-t.bytes)
+	r.store.used.apply.Add(-t.bytes)
+	for _, p := range t.waits {
+		r.answerOpen(p, answerText(wire.Ambiguous, reason))
+		p.free()
+	}
+}
+
+// dropHanded closes the queue towards apply.
+func (r *replica) dropHanded(reason string) {
+	r.handed.Lock()
+	r.handed.closed = true
+	tasks := r.handed.tasks
+	r.handed.tasks = nil
+	r.handed.Unlock()
+	for i := range tasks {
+		r.dropTask(&tasks[i], reason)
+	}
+}
+
+// applyWorker applies the entries of the shards that the apply pool gives it. Everything in it belongs to process.
+type applyWorker struct {
+	store *Store
+	runs  []*applyRun
+	free  []*applyRun
+}
+
+// applyRun is one group's share of a batch.
+type applyRun struct {
+	r       *replica
+	tasks   []applyTask
+	ents    []raftpb.Entry // normal entries, or one conf change
+	scratch []raftpb.Entry
+	waits   []*proposal
+	next    int // of waits
+	answers []answered
+	sink    apply.Sink // bound once: onAnswer
+	conf    *confResult
+	bytes   int64
+}
+
+type answered struct {
+	waiter Waiter
+	req    uint64
+	answer wire.Answer
+}
+
+func newApplyWorker(s *Store) *applyWorker { return &applyWorker{store: s} }
+
+// applyBytes is about what one group adds to a batch.
+const applyBytes = 4 << 20
+
+func (aw *applyWorker) process(keys []uint64) {
+	slices.SortFunc(keys, cmp.Compare[uint64]) // state is written in shard order
+	for _, k := range keys {
+		if r := aw.store.lookup(base.ShardID(k)); r != nil {
+			if run := aw.take(r); run != nil {
+				aw.runs = append(aw.runs, run)
+			}
+		}
+	}
+	if len(aw.runs) > 0 {
+		aw.applyAll(aw.runs)
+	}
+	for _, run := range aw.runs {
+		run.reset()
+		aw.free = append(aw.free, run)
+	}
+	clear(aw.runs)
+	aw.runs = aw.runs[:0]
+}
+
+// take moves a group's tasks into a run: normal entries up to a size, or a single conf change. What stays comes back.
+func (aw *applyWorker) take(r *replica) *applyRun {
+	r.handed.Lock()
+	if r.handed.closed || len(r.handed.tasks) == 0 {
+		r.handed.Unlock()
+		return nil
+	}
+	var run *applyRun
+	if n := len(aw.free); n > 0 {
+		run, aw.free = aw.free[n-1], aw.free[:n-1]
+	} else {
+		run = &applyRun{}
+		run.sink = run.onAnswer
+	}
+	run.r = r
+	tasks := r.handed.tasks
+	done := 0
+	for done < len(tasks) && (done == 0 || run.bytes < applyBytes) {
+		t := &tasks[done]
+		cut := cutAtConf(t.ents)
+		if cut < len(t.ents) { // t holds a conf change: only a part of it fits into this run
+			if cut == 0 && done > 0 {
+				break
+			}
+			run.tasks = append(run.tasks, t.split(max(cut, 1)))
+			if len(t.ents) == 0 {
+				done++
+			}
+			break
+		}
+		run.tasks = append(run.tasks, *t)
+		run.bytes += t.bytes
+		done++
+	}
+	rest := copy(tasks, tasks[done:])
+	clear(tasks[rest:])
+	r.handed.tasks = tasks[:rest]
+	r.handed.Unlock()
+	if rest > 0 {
+		aw.store.applyPool.Enqueue(uint64(r.shard))
+	}
+	run.bytes = 0
+	for i := range run.tasks {
+		run.bytes += run.tasks[i].bytes
+		run.waits = append(run.waits, run.tasks[i].waits...)
+	}
+	if len(run.tasks) == 1 {
+		run.ents = run.tasks[0].ents
+	} else {
+		run.scratch = run.scratch[:0]
+		for i := range run.tasks {
+			run.scratch = append(run.scratch, run.tasks[i].ents...)
+		}
+		run.ents = run.scratch
+	}
+	return run
+}
+
+// cutAtConf returns the number of normal entries at the front: a conf change is applied in a run of its own.
+func cutAtConf(ents []raftpb.Entry) int {
+	for i := range ents {
+		if ents[i].Type != raftpb.EntryNormal {
+			return i
+		}
+	}
+	return len(ents)
+}
+
+// split cuts the first n entries off a task.
+func (t *applyTask) split(n int) applyTask {
+	head := applyTask{ents: t.ents[:n]}
+	for i := range head.ents {
+		head.bytes += int64(len(head.ents[i].Data)) + entryOverhead
+	}
+	last := head.ents[n-1].Index
+	k := 0
+	for k < len(t.waits) && t.waits[k].index <= last {
+		k++
+	}
+	head.waits, t.waits = t.waits[:k], t.waits[k:]
+	t.ents = t.ents[n:]
+	t.bytes -= head.bytes
+	return head
+}
+
+func (run *applyRun) reset() {
+	clear(run.tasks)
+	clear(run.scratch)
+	clear(run.waits)
+	clear(run.answers)
+	*run = applyRun{
+		tasks: run.tasks[:0], scratch: run.scratch[:0], waits: run.waits[:0], answers: run.answers[:0], sink: run.sink,
+	}
+}
+
+// onAnswer keeps the answer of an operation that somebody waits for until the batch is committed.
+func (run *applyRun) onAnswer(ent, op int, _ uint64, a wire.Answer) {
+	index := run.ents[ent].Index
+	for run.next < len(run.waits) && run.waits[run.next].index < index {
+		run.next++
+	}
+	if run.next == len(run.waits) || run.waits[run.next].index != index {
+		return
+	}
+	// The entry's operations are the proposal's requests, in order.
+	if req := &run.waits[run.next].reqs[op]; req.Waiter != nil {
+		a.Req = req.Req
+		run.answers = append(run.answers, answered{req.Waiter, req.Req, a})
+	}
+}
+
+// applyAll commits the runs in one batch. If a replica turns out to be faulted, its effects must not reach the disk by
+// half: the batch is dropped, the machines go back to what is committed, and each group is tried alone.
+func (aw *applyWorker) applyAll(runs []*applyRun) {
+	b := aw.store.engine.NewBatch()
+	defer b.Close()
+	for _, run := range runs {
+		if err := run.apply(b); err != nil {
+			if len(runs) == 1 {
+				aw.fail(run, err.Error())
+				return
+			}
+			for _, again := range runs {
+				again.rewind()
+				aw.applyAll([]*applyRun{again})
+			}
+			return
+		}
+	}
+	if err := aw.store.engine.Commit(b, false); err != nil {
+		for _, run := range runs {
+			aw.fail(run, "commit applied entries: "+err.Error())
+		}
+		return
+	}
+	m := aw.store.metrics
+	entries := 0
+	for _, run := range runs {
+		entries += len(run.ents)
+	}
+	m.applied.Add(float64(entries))
+	m.applyEntries.Observe(float64(entries))
+	m.applyGroups.Observe(float64(len(runs)))
+	for _, run := range runs {
+		aw.publish(run)
+	}
+}
+
+// rewind puts the machine back to the committed state.
+func (run *applyRun) rewind() {
+	r := run.r
+	r.machine = apply.New(r.store.engine, r.desc.Load(), r.appliedState())
+	clear(run.answers)
+	run.answers, run.next, run.conf = run.answers[:0], 0, nil
+}
+
+// publish makes a committed run visible, in this order: descriptor, applied index, waiters.
+func (aw *applyWorker) publish(run *applyRun) {
+	r, s := run.r, aw.store
+	st := r.machine.Applied()
+	r.state.Lock()
+	r.state.applied = st
+	r.state.Unlock()
+	if d := r.machine.Descriptor(); d != r.desc.Load() {
+		r.desc.Store(d)
+	}
+	r.applied.Store(st.Index)
+	for i := range run.answers {
+		a := &run.answers[i]
+		a.waiter.Complete(a.req, a.answer)
+	}
+	for _, p := range run.waits {
+		p.free()
+	}
+	r.releaseReads()
+	r.handed.bytes.Add(-run.bytes)
+	s.used.apply.Add(-run.bytes)
+	wake := r.handed.wanted.Swap(false)
+	if run.conf != nil {
+		r.in.Lock()
+		r.in.confs = append(r.in.confs, *run.conf)
+		r.in.Unlock()
+		wake = true
+	}
+	if wake {
+		s.pool.Enqueue(uint64(r.shard))
+	}
+}
+
+// fail faults the replica of a run that cannot be applied.
+func (aw *applyWorker) fail(run *applyRun, reason string) {
+	r := run.r
+	aw.store.fault(r, reason, nil)
+	r.handed.bytes.Add(-run.bytes)
+	aw.store.used.apply.Add(-run.bytes)
+	for _, p := range run.waits {
+		r.answerOpen(p, answerText(wire.Ambiguous, reason))
+		p.free()
+	}
+	r.dropHanded(reason)
+	aw.store.pool.Enqueue(uint64(r.shard)) // the worker cleans up what is its own
+}
+
+// apply adds the run's effects to the batch. A panic counts as an error: it stops this replica only.
+func (run *applyRun) apply(b *engine.Batch) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("apply: panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	if e := &run.ents[0]; e.Type != raftpb.EntryNormal {
+		return run.applyConf(b, e)
+	}
+	sink := run.sink
+	if len(run.waits) == 0 {
+		sink = nil
+	}
+	return run.r.machine.Apply(b, run.ents, sink)
+}

@@ -1,0 +1,181 @@
+package shard
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// Sender carries raft messages to another store. It never blocks and may drop; msgs is not retained after the call, the
+// entries in them may be.
+type Sender interface {
+	Send(to base.StoreID, msgs []wire.RaftMessage)
+}
+
+// Waiter takes the outcome of one request. Complete is called exactly once per request, from a worker, or from inside
+// Write or ReadIndex when the request is refused at once; so it must not block and the caller of Write must not hold a
+// lock that Complete takes. The answer's payload is the waiter's to keep.
+type Waiter interface {
+	Complete(req uint64, a wire.Answer)
+}
+
+// WriteRequest is one client write on its way into a shard's log.
+type WriteRequest struct {
+	Shard    base.ShardID
+	Version  uint64        // Epoch.Version that the client believes
+	Req      uint64        // handed back to the Waiter
+	Raw      []byte        // exact wire bytes of the operation; the store's until Complete
+	Deadline time.Duration // on Clock.Boot; 0 means Config.RequestTimeout from now
+	Waiter   Waiter
+}
+
+// ReadRequest asks for the right to read a shard linearizably at this store.
+type ReadRequest struct {
+	Shard    base.ShardID
+	Version  uint64
+	Req      uint64
+	Deadline time.Duration // on Clock.Boot; 0 means Config.RequestTimeout from now
+	Waiter   Waiter
+}
+
+// Config is what a Store is made of. Store, Incarnation, Engine and Sender are required; the zero value of every other
+// field means its default.
+type Config struct {
+	// Store is the id of this store, Incarnation the number of its present life: higher than in every life before.
+	Store       base.StoreID
+	Incarnation uint64
+	Engine      *engine.Engine
+	Sender      Sender
+
+	// Clock defaults to the machine's, Logger to one that discards, Registerer to no metrics.
+	Clock      clock.Clock
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+
+	// Tick is the unit of raft's clocks, 100 ms. ElectionTick (10) is how many ticks without a leader start an election,
+	// HeartbeatTick (2) how many lie between heartbeats. Raise Tick where round trips approach HeartbeatTick x Tick.
+	Tick          time.Duration
+	ElectionTick  int
+	HeartbeatTick int
+
+	// Workers run the raft groups, ApplyWorkers the state machines; both default to half the processors, at least 1.
+	// Fewer workers make larger commits, since every worker commits for itself.
+	Workers      int
+	ApplyWorkers int
+
+	// SyncDepth is how many synced commits one worker may have in flight, 2. Beyond the first, another starts only for
+	// at most PipelineGroups groups, 8: overlap helps a few clients' latency, but many groups gain more from one batch.
+	SyncDepth      int
+	PipelineGroups int
+
+	// MaxSizePerMsg (64 KiB) x MaxInflightMsgs (128) bounds what is in flight to one follower; a single entry may be larger.
+	MaxSizePerMsg   uint64
+	MaxInflightMsgs int
+
+	// EntryBytes is the most client writes that are put into one log entry, in bytes, 512 KiB; a larger operation goes
+	// alone. PassBytes ends a pass early, 16 MiB: the batch of a pass must stay below half a memtable.
+	EntryBytes int
+	PassBytes  int
+
+	// ScanRows and ScanBytes bound a scan page where the client does not: 1000 rows, 64 KiB.
+	ScanRows  int
+	ScanBytes int
+
+	// RequestTimeout is the deadline of requests that carry none, 10 s.
+	RequestTimeout time.Duration
+
+	Limits Limits
+
+	// OnLeader is told of every leader that a local replica learns of. Fault is told of every replica that stops for
+	// good. Both are called from workers and must not block.
+	OnLeader func(shard base.ShardID, leader base.StoreID, term uint64)
+	Fault    func(shard base.ShardID, replica base.ReplicaID, reason string)
+}
+
+// Limits bound memory, in bytes unless said otherwise, per group and over the store. A group always may hold one item, so
+// that no limit makes an operation impossible. Past a limit clients get Busy, messages are dropped, committed entries wait
+// in the log.
+type Limits struct {
+	GroupInbox, StoreInbox             int64 // received messages that wait for their group: 16 MiB, 256 MiB
+	GroupQueue, StoreQueue             int64 // writes not proposed yet: 16 MiB, 256 MiB
+	GroupUncommitted, StoreUncommitted int64 // proposed here, not committed: 16 MiB, 256 MiB
+	GroupApply, StoreApply             int64 // committed entries handed to apply: 16 MiB, 256 MiB
+	GroupReads, StoreReads             int64 // number of waiting reads: 16 Ki, 256 Ki
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(group, store *int64, g, s int64) {
+		if *group == 0 {
+			*group = g
+		}
+		if *store == 0 {
+			*store = s
+		}
+	}
+	const mib = 1 << 20
+	def(&l.GroupInbox, &l.StoreInbox, 16*mib, 256*mib)
+	def(&l.GroupQueue, &l.StoreQueue, 16*mib, 256*mib)
+	def(&l.GroupUncommitted, &l.StoreUncommitted, 16*mib, 256*mib)
+	def(&l.GroupApply, &l.StoreApply, 16*mib, 256*mib)
+	def(&l.GroupReads, &l.StoreReads, 16<<10, 256<<10)
+	return l
+}
+
+func orElse[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+func (c Config) withDefaults() Config {
+	if c.Clock == nil {
+		c.Clock = clock.System()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	orElse(&c.Tick, 100*time.Millisecond)
+	orElse(&c.ElectionTick, 10)
+	orElse(&c.HeartbeatTick, 2)
+	orElse(&c.Workers, max(1, runtime.GOMAXPROCS(0)/2))
+	orElse(&c.ApplyWorkers, max(1, runtime.GOMAXPROCS(0)/2))
+	orElse(&c.SyncDepth, 2)
+	orElse(&c.PipelineGroups, 8)
+	orElse(&c.MaxSizePerMsg, 64<<10)
+	orElse(&c.MaxInflightMsgs, 128)
+	orElse(&c.EntryBytes, 512<<10)
+	orElse(&c.PassBytes, 16<<20)
+	orElse(&c.ScanRows, 1000)
+	orElse(&c.ScanBytes, 64<<10)
+	orElse(&c.RequestTimeout, 10*time.Second)
+	c.Limits = c.Limits.withDefaults()
+	return c
+}
+
+// Validate reports the first field that cannot work.
+func (c *Config) Validate() error {
+	switch {
+	case c.Store == 0:
+		return errors.New("shard config: Store is not set")
+	case c.Incarnation == 0:
+		return errors.New("shard config: Incarnation is not set")
+	case c.Engine == nil || c.Sender == nil:
+		return errors.New("shard config: Engine and Sender are required")
+	case c.Tick < 0 || c.HeartbeatTick < 1 || c.ElectionTick < 3*c.HeartbeatTick:
+		return fmt.Errorf("shard config: tick %s, heartbeat %d, election %d: election must be at least 3 heartbeats",
+			c.Tick, c.HeartbeatTick, c.ElectionTick)
+	case c.Workers < 1 || c.ApplyWorkers < 1 || c.SyncDepth < 1:
+		return errors.New("shard config: Workers, ApplyWorkers and SyncDepth must be at least 1")
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+// Package shard owns the replicas of one store and drives their raft groups: messages, ticks, proposals and reads of many
+// groups in one pass, one synced batch for all of them, apply in a pool of its own. It declares the interfaces that it
+// needs (Sender, Waiter) and never imports the transport, the placement driver or the router. It never blocks on the
+// network, never sends a vote or an acknowledgement that a crash could undo, and never answers a write before a quorum has
+// it on disk.
+//
+// # Threads
+//
+//	callers                          workers (sched.Pool, key = shard)          apply workers (sched.Pool, key = shard)
+//	-------                          ---------------------------------          ---------------------------------------
+//	Step, Write, ReadIndex           process: pass over up to 256 groups        process: entries of many groups
+//	   | lock of one inbox              drain inbox, tick, propose, read           Machine.Apply -> one batch
+//	   +--> replica.in -------------->  Ready; append to the pass's batch          Commit, unsynced
+//	                                    early messages -> Sender                   publish descriptor, applied index
+//	ticker --> worker.mu.ticks ------>  CommitAsync ---- engine's sync waiter      complete writes and reads
+//	                                    finish <-------- worker.mu.synced             |
+//	                                       messages -> Sender                         |
+//	                                       committed entries --> replica.apply -------+
+//	                                       Advance
+//
+// There is no goroutine and no timer per shard. Worker w owns every shard with shard % W == w: fields in a `worker struct`
+// belong to it and have no lock. Apply workers own the Machine in the same way.
+//
+// # Life of a Ready
+//
+//	step -> Ready -> [batch] -> in flight ........ synced -> send rest, hand to apply, Advance -> step ...
+//	                   |            \ nothing is stepped into the group; its inbox buffers (R1)
+//	                   + nothing to sync: finished at once
+//
+// A Ready that commits a conf change stays in flight until the change is applied (R2). Committed entries that would
+// overfill apply are not handed on: the Ready is advanced without them and raft offers them again (R7).
+//
+// A crash before the sync leaves what was there before: nobody has been told anything. A crash after it, before apply,
+// leaves a log that is applied again at the next start.
+//
+// # Life of a write
+//
+//	queued --propose--> proposed (entry, unbound) --Ready--> pending (term, index) --commit--> apply task --> answer
+//	  |  NotLeader, Busy, EpochMismatch, TimedOut:          |  another term's entry at that index: NotLeader
+//	  |  it never will happen                               |  deadline, fault, stop: Ambiguous
+//
+// # Locks
+//
+// Order, outermost first: Store.mu, replica.in, worker.mu, replica.wait, replica.handed, replica.state, then those of the
+// pools. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
+package shard

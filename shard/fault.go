@@ -1,0 +1,85 @@
+package shard
+
+import (
+	"errors"
+
+	"go.etcd.io/etcd/raft/v3"
+
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// fault stops a replica for good, with a reason that its status shows (R9). The first reason stays. The worker's part is
+// cleaned up on its next visit.
+func (s *Store) fault(r *replica, reason string, stack []byte) {
+	if !r.faulted.CompareAndSwap(nil, &reason) {
+		return
+	}
+	s.metrics.faults.Inc()
+	attrs := []any{"replica", r.String(), "reason", reason, "applied", r.applied.Load(), "commit", r.commit.Load()}
+	if stack != nil {
+		attrs = append(attrs, "stack", string(stack))
+	}
+	s.log.Error("replica faulted; it stays stopped until it is replaced", attrs...)
+	if s.cfg.Fault != nil {
+		s.cfg.Fault(r.shard, r.id, reason)
+	}
+}
+
+// cleanUp answers everything that waits at a faulted replica and forgets its raft group.
+func (w *worker) cleanUp(r *replica) {
+	if r.worker.rn == nil {
+		return
+	}
+	why, _ := r.faultReason()
+	r.dispose(wire.Failed, why, errors.New(why))
+	r.dropHanded(why)
+	r.worker.log.Close() // its share of the entry cache
+	r.worker.rn, r.worker.ready, r.worker.held = nil, raft.Ready{}, nil
+}
+
+// dispose ends a replica: requests that never were proposed get code, which must be a definite one, proposed ones
+// Ambiguous. The caller owns the worker's state.
+func (r *replica) dispose(code wire.Code, reason string, err error) {
+	rw := &r.worker
+	if rw.disposed {
+		return
+	}
+	rw.disposed = true
+	s := r.store
+	r.in.Lock()
+	r.in.closed, r.in.reason = code, reason
+	transfers := r.in.transfers
+	r.in.transfers, r.in.calls, r.in.confs, r.in.unreachable = nil, nil, nil, nil
+	s.used.inbox.Add(-r.in.msgBytes)
+	r.in.msgs, r.in.msgBytes = nil, 0
+	r.takeRequestsLocked()
+	r.in.Unlock()
+
+	old := r.lead.Swap(&leadership{term: rw.term})
+	if old.leads {
+		s.metrics.leaders.Dec()
+	}
+	r.refuseWrites(answerText(code, reason))
+	r.refuseReads(answerText(code, reason))
+	r.wait.Lock()
+	confirmed := r.wait.reads
+	r.wait.reads = nil
+	r.wait.Unlock()
+	for _, c := range confirmed {
+		r.completeReads(c.reqs, answerText(code, reason))
+	}
+	for _, p := range rw.unbound {
+		s.settle(r, p, answerText(wire.Ambiguous, reason))
+	}
+	for _, p := range rw.pending {
+		s.settle(r, p, answerText(wire.Ambiguous, reason))
+	}
+	rw.unbound, rw.pending = nil, nil
+	if rw.transfer != nil {
+		rw.transfer.finish(0, err)
+		rw.transfer = nil
+	}
+	for _, t := range transfers {
+		t.done(0, err)
+	}
+}

@@ -1,0 +1,174 @@
+package shard
+
+import (
+	"slices"
+	"sync"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// keyScratch holds the shards that one call from outside touches.
+var keyScratch = sync.Pool{New: func() any { return new([]uint64) }}
+
+// messageOverhead is what a buffered message costs beside its entries, in bytes.
+const messageOverhead = 256
+
+// allowed lists what may come from another replica (R11): no proposals or reads, which are served at the leader only,
+// no snapshots, which are the snapshotter's, and nothing that raft sends to itself.
+func allowed(t raftpb.MessageType) bool {
+	switch t {
+	case raftpb.MsgApp, raftpb.MsgAppResp, raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote, raftpb.MsgPreVoteResp,
+		raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp, raftpb.MsgTimeoutNow:
+		return true
+	}
+	return false
+}
+
+// Step takes messages from other stores. Those that this store must not act on are dropped: raft sends again what
+// matters. The data of the entries may be retained. Messages for a shard that is not here are dropped too.
+func (s *Store) Step(msgs []wire.RaftMessage) {
+	scratch := keyScratch.Get().(*[]uint64)
+	keys := (*scratch)[:0]
+	s.mu.RLock()
+	for i := range msgs {
+		m := &msgs[i]
+		r := s.mu.replicas[m.Shard]
+		if r == nil {
+			s.metrics.dropped("unknown-shard")
+			continue
+		}
+		if why := r.refuse(m); why != "" {
+			s.metrics.dropped(why)
+			continue
+		}
+		if !r.push(m) {
+			s.metrics.dropped("inbox-full")
+			continue
+		}
+		if n := len(keys); n == 0 || keys[n-1] != uint64(m.Shard) {
+			keys = append(keys, uint64(m.Shard))
+		}
+	}
+	s.mu.RUnlock()
+	s.pool.EnqueueMany(keys)
+	*scratch = keys
+	keyScratch.Put(scratch)
+}
+
+// refuse names the reason why a message is not for this replica, or from nobody it should hear; empty if it is fine.
+func (r *replica) refuse(m *wire.RaftMessage) string {
+	switch {
+	case m.To != r.id || m.ToStore != r.store.cfg.Store:
+		return "other-replica" // meant for an earlier or later replica of the shard on this store
+	case m.Msg.To != uint64(m.To) || m.Msg.From != uint64(m.From) || m.From == 0 || m.From == r.id:
+		return "address"
+	case !allowed(m.Msg.Type):
+		return "type"
+	}
+	d := r.desc.Load()
+	if from, ok := d.Replica(m.From); ok {
+		if from.Store != m.FromStore {
+			return "address"
+		}
+	} else if m.From < d.NextReplicaID {
+		return "stale-replica" // removed: ids are never given out twice
+	}
+	// An id that our descriptor does not know yet is newer than it; raft decides.
+	return ""
+}
+
+// push adds a message to the inbox, unless that is full.
+func (r *replica) push(m *wire.RaftMessage) bool {
+	size := int64(messageOverhead)
+	for i := range m.Msg.Entries {
+		size += int64(len(m.Msg.Entries[i].Data)) + messageOverhead/4
+	}
+	s := r.store
+	in := &r.in
+	in.Lock()
+	defer in.Unlock()
+	if in.closed != wire.OK {
+		return false
+	}
+	if len(in.msgs) > 0 &&
+		(in.msgBytes+size > s.cfg.Limits.GroupInbox || s.used.inbox.Load()+size > s.cfg.Limits.StoreInbox) {
+		return false
+	}
+	in.msgBytes += size
+	s.used.inbox.Add(size)
+	in.msgs = append(in.msgs, inMessage{store: m.FromStore, msg: m.Msg})
+	return true
+}
+
+// Unreachable tells a local replica that an append to another one was lost.
+func (s *Store) Unreachable(shard base.ShardID, from, to base.ReplicaID) {
+	r := s.lookup(shard)
+	if r == nil || r.id != from {
+		return
+	}
+	r.in.Lock()
+	add := r.in.closed == wire.OK && !slices.Contains(r.in.unreachable, to)
+	if add {
+		r.in.unreachable = append(r.in.unreachable, to)
+	}
+	r.in.Unlock()
+	if add {
+		s.pool.Enqueue(uint64(shard))
+	}
+}
+
+// call runs f on the replica's worker, between two Readys. f is dropped if the replica ends before.
+func (s *Store) call(r *replica, f func(*replica)) bool {
+	r.in.Lock()
+	open := r.in.closed == wire.OK
+	if open {
+		r.in.calls = append(r.in.calls, f)
+	}
+	r.in.Unlock()
+	if open {
+		s.pool.Enqueue(uint64(r.shard))
+	}
+	return open
+}
+
+// takeRequestsLocked moves writes and reads to the worker's queues; allowed while a Ready is in flight.
+func (r *replica) takeRequestsLocked() {
+	in, rw := &r.in, &r.worker
+	if len(in.writes) > 0 {
+		if len(rw.writes) == 0 {
+			rw.writes, in.writes = in.writes, rw.writes[:0]
+		} else {
+			rw.writes = append(rw.writes, in.writes...)
+			clear(in.writes)
+			in.writes = in.writes[:0]
+		}
+	}
+	if len(in.reads) > 0 {
+		if len(rw.reads) == 0 {
+			rw.reads, in.reads = in.reads, rw.reads[:0]
+		} else {
+			rw.reads = append(rw.reads, in.reads...)
+			clear(in.reads)
+			in.reads = in.reads[:0]
+		}
+	}
+}
+
+// send puts one of raft's messages into the outbox with its full address.
+func (w *worker) send(r *replica, m *raftpb.Message) {
+	if !allowed(m.Type) {
+		return
+	}
+	to := base.ReplicaID(m.To)
+	store := r.storeOf(to)
+	if store == 0 || store == w.store.cfg.Store {
+		w.store.metrics.dropped("no-address")
+		return
+	}
+	w.out.add(store, wire.RaftMessage{
+		Shard: r.shard, From: r.id, To: to, FromStore: w.store.cfg.Store, ToStore: store, Msg: *m,
+	})
+}

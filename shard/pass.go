@@ -1,0 +1,202 @@
+package shard
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/shardd/shardd/internal/base"
+)
+
+// visit steps one group and takes its Ready. A panic of raft stops this replica only (R9).
+func (w *worker) visit(r *replica) {
+	defer w.recoverFault(r)
+	if _, bad := r.faultReason(); bad {
+		w.cleanUp(r)
+		return
+	}
+	if r.worker.disposed {
+		return
+	}
+	if r.worker.inflight {
+		w.takeConfResults(r)
+		if r.worker.inflight {
+			return // R1: the inbox buffers
+		}
+	}
+	w.step(r)
+	w.ready(r)
+}
+
+// finishSynced is finish for a Ready whose sync is done.
+func (w *worker) finishSynced(r *replica) {
+	defer w.recoverFault(r)
+	if _, bad := r.faultReason(); bad || r.worker.disposed {
+		return // visit cleans up
+	}
+	r.worker.synced = true
+	w.finish(r)
+}
+
+// recoverFault is deferred around everything that calls into raft.
+func (w *worker) recoverFault(r *replica) {
+	if v := recover(); v != nil {
+		w.store.fault(r, fmt.Sprintf("panic: %v", v), debug.Stack())
+		w.cleanUp(r)
+	}
+}
+
+// step puts into raft what has come in since the last Ready: messages, then ticks (an old heartbeat must count before the
+// clock that it resets), then proposals, then reads.
+func (w *worker) step(r *replica) {
+	rn := r.worker.rn
+	in := &r.in
+	in.Lock()
+	w.msgs, in.msgs = in.msgs, w.msgs[:0]
+	bytes := in.msgBytes
+	in.msgBytes = 0
+	unreachable, transfers, calls, campaign := in.unreachable, in.transfers, in.calls, in.campaign
+	in.unreachable, in.transfers, in.calls, in.campaign = nil, nil, nil, false
+	r.takeRequestsLocked()
+	in.Unlock()
+	w.store.used.inbox.Add(-bytes)
+
+	for i := range w.msgs {
+		m := &w.msgs[i]
+		r.learnPeer(base.ReplicaID(m.msg.From), m.store)
+		// The errors are a response from a replica that was removed, or a refused proposal, which is never sent to us.
+		_ = rn.Step(m.msg)
+	}
+	clear(w.msgs)
+	for _, id := range unreachable {
+		rn.ReportUnreachable(uint64(id))
+	}
+	for n := r.worker.ticks; n > 0; n-- {
+		rn.Tick()
+	}
+	if r.worker.transfer != nil {
+		w.tickTransfer(r, r.worker.ticks)
+	}
+	r.worker.ticks = 0
+	if campaign {
+		_ = rn.Campaign() // fails only for what raft logs: not promotable, conf change pending
+	}
+	for i := range transfers {
+		w.startTransfer(r, transfers[i])
+	}
+	for _, f := range calls {
+		f(r)
+	}
+	if len(r.worker.writes) > 0 {
+		w.propose(r)
+	}
+	if len(r.worker.reads) > 0 {
+		w.askIndex(r)
+	}
+}
+
+// ready takes the group's Ready, if it has one, and either finishes it at once or puts it into the pass.
+func (w *worker) ready(r *replica) {
+	rn := r.worker.rn
+	if !rn.HasReady() {
+		return
+	}
+	rd := rn.Ready()
+	termOrVote := false
+	if !raft.IsEmptyHardState(rd.HardState) {
+		termOrVote = rd.HardState.Term != r.worker.term || rd.HardState.Vote != r.worker.vote
+		// V5: before any message that carries the commit index leaves.
+		r.commit.Store(rd.HardState.Commit)
+	}
+	writes := w.bind(r, rd.Entries)
+	w.publishLeader(r, &rd)
+	for i := range rd.ReadStates {
+		w.confirm(r, &rd.ReadStates[i])
+	}
+	r.worker.ready, r.worker.inflight, r.worker.synced = rd, true, false
+
+	if !termOrVote && len(rd.Entries) == 0 {
+		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found again by
+		// the leader of the next term, and boot raises it to the applied index (R3).
+		w.sendAll(r, rd.Messages)
+		r.worker.synced = true
+		w.finish(r)
+		return
+	}
+
+	if w.pass == nil {
+		w.pass = w.newPass()
+	}
+	p := w.pass
+	p.writes += writes
+	if termOrVote {
+		r.worker.term, r.worker.vote = rd.HardState.Term, rd.HardState.Vote
+		p.batch.SetHardState(r.shard, rd.HardState)
+	}
+	if len(rd.Entries) > 0 {
+		r.worker.log.Append(p.batch, rd.Entries)
+	}
+	w.sendEarly(r, rd.Messages, termOrVote, rd.Entries)
+	p.groups = append(p.groups, r)
+}
+
+// sendEarly sends what may leave before the sync and holds the rest (R1): nothing if Term or Vote are not on disk yet;
+// otherwise appends and heartbeats, which promise nothing about our disk, unless they carry a commit index that counts
+// entries of this very Ready: raft 3.5 counts the leader's own append before its sync, so that a leader that is the only
+// voter would tell its learners of a commit that a crash undoes.
+func (w *worker) sendEarly(r *replica, msgs []raftpb.Message, termOrVote bool, ents []raftpb.Entry) {
+	held := r.worker.held[:0]
+	for i := range msgs {
+		m := &msgs[i]
+		early := !termOrVote && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat)
+		if early && len(ents) > 0 && m.Commit >= ents[0].Index {
+			early = false
+		}
+		if early {
+			w.send(r, m)
+		} else {
+			held = append(held, *m)
+		}
+	}
+	r.worker.held = held
+}
+
+// finish does what has to wait for the sync, and advances raft. With a conf change among the committed entries it is
+// called again once apply has decided it.
+func (w *worker) finish(r *replica) {
+	rw := &r.worker
+	if len(rw.held) > 0 {
+		w.sendAll(r, rw.held)
+		clear(rw.held)
+		rw.held = rw.held[:0]
+	}
+	rd := &rw.ready
+	rw.withheld = false
+	if len(rd.CommittedEntries) > 0 {
+		if w.overApply(r) {
+			rw.withheld = true
+			rd.CommittedEntries = nil // Advance then does not move raft's applied index: it offers them again
+		} else if rw.confs = w.hand(r, rd.CommittedEntries); rw.confs > 0 {
+			return // R2: not advanced until applied
+		}
+	}
+	w.advance(r)
+}
+
+func (w *worker) advance(r *replica) {
+	rw := &r.worker
+	rw.rn.Advance(rw.ready)
+	rw.ready = raft.Ready{}
+	rw.inflight = false
+	if !rw.withheld && rw.rn.HasReady() {
+		w.store.pool.Enqueue(uint64(r.shard))
+	}
+}
+
+func (w *worker) sendAll(r *replica, msgs []raftpb.Message) {
+	for i := range msgs {
+		w.send(r, &msgs[i])
+	}
+}

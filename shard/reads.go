@@ -1,0 +1,248 @@
+package shard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3"
+
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// Reads. Intake (ReadIndex): checked, queued in the inbox. Ask: all waiting reads of the group share one read index.
+// Confirm: a quorum has answered; the reads wait until that index is applied here. Then the waiter is completed and its
+// owner calls Store.Read, which opens the view after all of this (V6).
+
+// readIndex is one question to the quorum and the reads that it is for.
+type readIndex struct {
+	ctx  []byte
+	reqs []ReadRequest
+}
+
+// maxIndexes is how many read indexes a group may have under way: while one travels the next one fills.
+const maxIndexes = 2
+
+// contextSize is that of a read index context: replica id, incarnation, counter. Together they never come twice (R4):
+// raft 3.5 keys acknowledgements by the context alone, so an old one would confirm a new read.
+const contextSize = 24
+
+// waiting holds confirmed reads until their index is applied.
+type waiting struct {
+	sync.Mutex
+	reads []confirmedReads
+}
+
+type confirmedReads struct {
+	index uint64
+	reqs  []ReadRequest
+}
+
+// ReadIndex asks for linearizable reads. Every request is completed exactly once: OK means that a view opened from now on
+// holds every write that was acknowledged before the call; NotLeader, EpochMismatch, ShardNotFound, Busy, TimedOut,
+// Unavailable and Failed mean that nothing may be read.
+func (s *Store) ReadIndex(reqs []ReadRequest) {
+	scratch := keyScratch.Get().(*[]uint64)
+	keys := (*scratch)[:0]
+	now := s.clock.Boot()
+	for i := range reqs {
+		req := &reqs[i]
+		r := s.lookup(req.Shard)
+		if r == nil {
+			s.metrics.refused(wire.ShardNotFound)
+			req.Waiter.Complete(req.Req, wire.Answer{Code: wire.ShardNotFound, Req: req.Req})
+			continue
+		}
+		if a, ok := r.admitRead(req, now); !ok {
+			s.metrics.refused(a.Code)
+			r.complete(req.Waiter, req.Req, a)
+			continue
+		}
+		if n := len(keys); n == 0 || keys[n-1] != uint64(req.Shard) {
+			keys = append(keys, uint64(req.Shard))
+		}
+	}
+	s.pool.EnqueueMany(keys)
+	*scratch = keys
+	keyScratch.Put(scratch)
+}
+
+func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, bool) {
+	s := r.store
+	if req.Version != r.desc.Load().Epoch.Version {
+		return r.epochMismatch(), false
+	}
+	req.Deadline = s.deadline(req.Deadline, now)
+	in, lim := &r.in, &s.cfg.Limits
+	in.Lock()
+	defer in.Unlock()
+	if in.closed != wire.OK {
+		return answerText(in.closed, in.reason), false
+	}
+	if !r.lead.Load().leads {
+		return r.notLeader(), false
+	}
+	// Bounded by us: before the first commit of a term raft would keep them without limit (R5).
+	if n := in.readCount.Load(); n > 0 {
+		if n >= lim.GroupReads {
+			return s.busy("group-reads", busyGroupMs), false
+		}
+		if s.used.reads.Load() >= lim.StoreReads {
+			return s.busy("store-reads", busyStoreMs), false
+		}
+	}
+	in.readCount.Add(1)
+	s.used.reads.Add(1)
+	in.reads = append(in.reads, *req)
+	return wire.Answer{}, true
+}
+
+// completeReads answers reads and takes them off the accounts.
+func (r *replica) completeReads(reqs []ReadRequest, a wire.Answer) {
+	if len(reqs) == 0 {
+		return
+	}
+	r.in.readCount.Add(-int64(len(reqs)))
+	r.store.used.reads.Add(-int64(len(reqs)))
+	for i := range reqs {
+		r.complete(reqs[i].Waiter, reqs[i].Req, a)
+	}
+}
+
+// askIndex puts all waiting reads on one read index, once the leader has committed an entry of its own term: before that
+// raft would hold the question in a queue of its own (R5).
+func (w *worker) askIndex(r *replica) {
+	rw := &r.worker
+	st := rw.rn.BasicStatus()
+	if st.RaftState != raft.StateLeader {
+		r.refuseReads(r.notLeader())
+		return
+	}
+	if rw.committedTerm != st.Term || len(rw.indexes) >= maxIndexes {
+		return
+	}
+	ctx := make([]byte, 0, contextSize)
+	ctx = binary.BigEndian.AppendUint64(ctx, uint64(r.id))
+	ctx = binary.BigEndian.AppendUint64(ctx, w.store.cfg.Incarnation)
+	ctx = binary.BigEndian.AppendUint64(ctx, w.store.contexts.Add(1))
+	rw.indexes = append(rw.indexes, readIndex{ctx: ctx, reqs: rw.reads})
+	rw.reads = nil
+	rw.rn.ReadIndex(ctx)
+	w.store.metrics.readIndexes.Inc()
+}
+
+// confirm takes the answer to a read index.
+func (w *worker) confirm(r *replica, rs *raft.ReadState) {
+	rw := &r.worker
+	for i := range rw.indexes {
+		if !bytes.Equal(rw.indexes[i].ctx, rs.RequestCtx) {
+			continue
+		}
+		reqs := rw.indexes[i].reqs
+		n := i + copy(rw.indexes[i:], rw.indexes[i+1:])
+		rw.indexes[n] = readIndex{}
+		rw.indexes = rw.indexes[:n]
+		if len(rw.reads) > 0 {
+			w.store.pool.Enqueue(uint64(r.shard))
+		}
+		r.awaitApplied(rs.Index, reqs)
+		return
+	}
+	// Of an earlier leadership: those reads have been refused.
+}
+
+// awaitApplied completes reads once the index is applied, which may be now.
+func (r *replica) awaitApplied(index uint64, reqs []ReadRequest) {
+	if len(reqs) == 0 {
+		return
+	}
+	r.wait.Lock()
+	if r.applied.Load() < index {
+		// Under the lock that the publisher takes after it has stored the applied index: it cannot miss these.
+		r.wait.reads = append(r.wait.reads, confirmedReads{index, reqs})
+		reqs = nil
+	}
+	r.wait.Unlock()
+	r.readyReads(reqs)
+}
+
+// releaseReads completes the reads that wait for an index up to the applied one, which is published already.
+func (r *replica) releaseReads() {
+	if r.in.readCount.Load() == 0 {
+		return
+	}
+	applied := r.applied.Load()
+	var ready []confirmedReads
+	r.wait.Lock()
+	keep := r.wait.reads[:0]
+	for _, c := range r.wait.reads {
+		if c.index <= applied {
+			ready = append(ready, c)
+		} else {
+			keep = append(keep, c)
+		}
+	}
+	clear(r.wait.reads[len(keep):])
+	r.wait.reads = keep
+	r.wait.Unlock()
+	for _, c := range ready {
+		r.readyReads(c.reqs)
+	}
+}
+
+func (r *replica) readyReads(reqs []ReadRequest) {
+	if why, bad := r.faultReason(); bad {
+		r.completeReads(reqs, answerText(wire.Failed, why))
+		return
+	}
+	r.store.metrics.readyReads.Add(float64(len(reqs)))
+	r.completeReads(reqs, wire.Answer{Code: wire.OK})
+}
+
+// refuseReads answers the reads whose index is not known: queued, or under way at a leader that no longer leads (R5).
+// Confirmed ones stay good: they only wait for apply.
+func (r *replica) refuseReads(a wire.Answer) {
+	rw := &r.worker
+	reads := rw.reads
+	rw.reads = nil
+	indexes := rw.indexes
+	rw.indexes = nil
+	r.completeReads(reads, a)
+	for i := range indexes {
+		r.completeReads(indexes[i].reqs, a)
+	}
+}
+
+// expireReads answers those past their deadline and returns the rest.
+func (r *replica) expireReads(reqs []ReadRequest, now time.Duration) []ReadRequest {
+	keep := reqs[:0]
+	var late []ReadRequest
+	for i := range reqs {
+		if reqs[i].Deadline > now {
+			keep = append(keep, reqs[i])
+		} else {
+			late = append(late, reqs[i])
+		}
+	}
+	clear(reqs[len(keep):])
+	r.completeReads(late, wire.Answer{Code: wire.TimedOut})
+	return keep
+}
+
+func (w *worker) sweepReads(r *replica) {
+	rw := &r.worker
+	rw.reads = r.expireReads(rw.reads, w.now)
+	for i := range rw.indexes {
+		// An index without reads stays: raft keeps it too, and it counts against maxIndexes.
+		rw.indexes[i].reqs = r.expireReads(rw.indexes[i].reqs, w.now)
+	}
+	r.wait.Lock()
+	all := r.wait.reads
+	r.wait.reads = nil
+	r.wait.Unlock()
+	// They are in nobody's list for a moment; awaitApplied puts them where they belong, also if apply has passed by.
+	for _, c := range all {
+		r.awaitApplied(c.index, r.expireReads(c.reqs, w.now))
+	}
+}

@@ -1,0 +1,178 @@
+package shard
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/apply"
+)
+
+// replica is one member of one raft group on this store. It exists from boot or Create until the process ends.
+//
+// INVARIANT(home): only the worker that owns the shard touches worker, and only the apply worker touches machine.
+// INVARIANT(inflight): while worker.inflight, nothing is stepped into worker.rn (R1).
+// INVARIANT(applied): applied never exceeds the index of the last committed batch of the state machine.
+type replica struct {
+	store *Store
+	shard base.ShardID
+	id    base.ReplicaID
+
+	// Published: written by the owner, read by anyone.
+	desc    atomic.Pointer[base.Descriptor]
+	lead    atomic.Pointer[leadership]
+	commit  atomic.Uint64
+	applied atomic.Uint64
+	faulted atomic.Pointer[string] // reason; set once
+
+	in     inbox
+	wait   waiting
+	handed handed
+
+	state struct {
+		sync.Mutex
+		applied engine.AppliedState // of the last committed apply batch
+	}
+
+	machine *apply.Machine // apply worker only
+
+	worker replicaWorker
+}
+
+// replicaWorker is what only the replica's worker touches.
+type replicaWorker struct {
+	rn       *raft.RawNode
+	log      *engine.Log
+	peers    []peer // where replicas live: the descriptor's, and those learned from messages
+	disposed bool   // faulted and cleaned up, or stopped
+
+	term          uint64 // raft's current term
+	vote          uint64
+	committedTerm uint64 // highest term of a committed entry seen; reads need it to be term
+	lastStamp     uint64 // highest version stamp proposed
+
+	ticks    int    // pending
+	visited  uint64 // number of the pass that last picked the replica up
+	parked   bool
+	inflight bool // a Ready waits for its sync, or for its conf change
+	synced   bool // of the Ready in flight
+	confs    int  // conf changes of the Ready in flight that apply has not decided
+	ready    raft.Ready
+	held     []raftpb.Message // of the Ready in flight: leave after the sync
+	withheld bool             // committed entries wait until apply has room
+
+	writes      []WriteRequest // not proposed
+	blocked     bool           // writes wait for uncommitted entries to commit
+	unbound     []*proposal    // proposed in this step, before Ready
+	pending     []*proposal    // in (term, index) order
+	uncommitted int64          // bytes of pending and unbound
+	reads       []ReadRequest  // on no read index yet
+	indexes     []readIndex    // asked for, oldest first
+	transfer    *transfer
+}
+
+type peer struct {
+	replica base.ReplicaID
+	store   base.StoreID
+}
+
+// leadership is what a replica knows of its leader. Values are never changed once published.
+type leadership struct {
+	term   uint64
+	leader base.ReplicaID // 0: none known
+	store  base.StoreID   // of leader, 0 if not known
+	leads  bool           // this replica is the leader
+}
+
+// inbox buffers what callers have for the group until its worker can step it.
+type inbox struct {
+	sync.Mutex
+	closed      wire.Code // not OK: refuse with this, and reason
+	reason      string
+	msgs        []inMessage
+	writes      []WriteRequest
+	reads       []ReadRequest
+	unreachable []base.ReplicaID
+	transfers   []transferRequest
+	calls       []func(*replica) // run on the worker between two Readys
+	confs       []confResult
+	campaign    bool
+
+	msgBytes   int64
+	writeBytes atomic.Int64 // unproposed, here and in worker.writes
+	readCount  atomic.Int64 // unanswered, wherever they are
+}
+
+type inMessage struct {
+	store base.StoreID
+	msg   raftpb.Message
+}
+
+func (r *replica) String() string { return base.ReplicaName(r.shard, r.id) }
+
+func (r *replica) faultReason() (string, bool) {
+	if p := r.faulted.Load(); p != nil {
+		return *p, true
+	}
+	return "", false
+}
+
+func (r *replica) appliedState() engine.AppliedState {
+	r.state.Lock()
+	defer r.state.Unlock()
+	return r.state.applied
+}
+
+// storeOf returns the store that a replica of the group lives on, 0 if it has never been heard of.
+func (r *replica) storeOf(id base.ReplicaID) base.StoreID {
+	for i := range r.worker.peers {
+		if r.worker.peers[i].replica == id {
+			return r.worker.peers[i].store
+		}
+	}
+	return 0
+}
+
+// learnPeer remembers where a message came from: a leader may be newer than our descriptor.
+func (r *replica) learnPeer(id base.ReplicaID, s base.StoreID) {
+	if r.storeOf(id) == 0 {
+		r.worker.peers = append(r.worker.peers, peer{id, s})
+	}
+}
+
+// deadline gives a request without one the default.
+func (s *Store) deadline(d, now time.Duration) time.Duration {
+	if d == 0 {
+		return now + s.cfg.RequestTimeout
+	}
+	return d
+}
+
+// notLeader is the answer that sends a client to the leader.
+func (r *replica) notLeader() wire.Answer {
+	a := wire.Answer{Code: wire.NotLeader}
+	if l := r.lead.Load(); !l.leads {
+		a.Arg = uint64(l.store)
+	}
+	return a
+}
+
+func (r *replica) epochMismatch() wire.Answer {
+	return wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, r.desc.Load())}
+}
+
+func (r *replica) complete(w Waiter, req uint64, a wire.Answer) {
+	a.Req = req
+	a.Version = r.desc.Load().Epoch.Version
+	w.Complete(req, a)
+}
+
+func answerText(c wire.Code, reason string) wire.Answer {
+	return wire.Answer{Code: c, Payload: []byte(reason)}
+}

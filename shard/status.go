@@ -1,0 +1,151 @@
+package shard
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
+	"go.etcd.io/etcd/raft/v3/tracker"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+)
+
+// Summary is what a store reports about one replica.
+type Summary struct {
+	Desc    *base.Descriptor
+	Replica base.ReplicaID
+	Leads   bool
+	Leader  base.StoreID // 0 if unknown
+	Term    uint64
+	Applied uint64
+	Stats   engine.Stats
+	Faulted string // reason, empty if healthy
+}
+
+// Status is Summary with the state of the log and of the queues.
+type Status struct {
+	Summary
+	Commit      uint64
+	FirstIndex  uint64
+	LastIndex   uint64
+	LogBytes    uint64
+	Stamp       uint64 // highest version stamp applied
+	Conf        raftpb.ConfState
+	QueuedBytes int64 // writes not proposed
+	ApplyBytes  int64 // committed entries handed to apply
+	Reads       int64 // waiting
+}
+
+// Progress is how far a leader knows another replica to be.
+type Progress struct {
+	Replica base.ReplicaID
+	Store   base.StoreID
+	Learner bool
+	Active  bool // heard of within the last election timeout or so
+	Match   uint64
+	Next    uint64
+	State   string // probe, replicate or snapshot
+}
+
+func (r *replica) summary() Summary {
+	l := r.lead.Load()
+	why, _ := r.faultReason()
+	return Summary{
+		Desc: r.desc.Load(), Replica: r.id, Leads: l.leads, Leader: l.store, Term: l.term,
+		Applied: r.applied.Load(), Stats: r.appliedState().Stats, Faulted: why,
+	}
+}
+
+// Status returns the state of a shard's replica; false if there is none. It never waits for a worker.
+func (s *Store) Status(shard base.ShardID) (Status, bool) {
+	r := s.lookup(shard)
+	if r == nil {
+		return Status{}, false
+	}
+	st := r.appliedState()
+	out := Status{
+		Summary: r.summary(), Commit: r.commit.Load(), Stamp: st.Stamp, Conf: st.Conf,
+		QueuedBytes: r.in.writeBytes.Load(), ApplyBytes: r.handed.bytes.Load(), Reads: r.in.readCount.Load(),
+	}
+	if r.worker.log != nil { // set once, before the replica is published
+		out.FirstIndex, out.LastIndex = r.worker.log.Bounds()
+		out.LogBytes = r.worker.log.Bytes()
+	}
+	return out, true
+}
+
+// Progress asks a leader's worker how far the other replicas are; empty if this store does not lead the shard.
+func (s *Store) Progress(ctx context.Context, shard base.ShardID) ([]Progress, error) {
+	r, err := s.find(shard)
+	if err != nil {
+		return nil, err
+	}
+	ch := make(chan []Progress, 1)
+	if !s.call(r, func(r *replica) { ch <- r.progress() }) {
+		return nil, ErrStopping
+	}
+	select {
+	case p := <-ch:
+		return p, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("progress of %s: %w", shard, ctx.Err())
+	}
+}
+
+func (r *replica) progress() []Progress {
+	if r.worker.rn.BasicStatus().RaftState != raft.StateLeader {
+		return nil
+	}
+	var out []Progress
+	r.worker.rn.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
+		rid := base.ReplicaID(id)
+		p := Progress{
+			Replica: rid, Store: r.storeOf(rid), Learner: typ == raft.ProgressTypeLearner,
+			Active: pr.RecentActive || rid == r.id, Match: pr.Match, Next: pr.Next,
+		}
+		switch pr.State {
+		case tracker.StateProbe:
+			p.State = "probe"
+		case tracker.StateReplicate:
+			p.State = "replicate"
+		case tracker.StateSnapshot:
+			p.State = "snapshot"
+		}
+		out = append(out, p)
+	})
+	slices.SortFunc(out, func(a, b Progress) int { return cmp.Compare(a.Replica, b.Replica) })
+	return out
+}
+
+// Summaries returns one entry per replica, by shard.
+func (s *Store) Summaries() []Summary {
+	s.mu.RLock()
+	all := make([]*replica, 0, len(s.mu.replicas))
+	for _, r := range s.mu.replicas {
+		all = append(all, r)
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
+	out := make([]Summary, len(all))
+	for i, r := range all {
+		out[i] = r.summary()
+	}
+	return out
+}
+
+// maxSyncAge is how long the oldest sync may take before the store counts as unhealthy (L2).
+const maxSyncAge = time.Second
+
+// SyncHealthy reports whether the disk takes syncs; detail says for how long it has not.
+func (s *Store) SyncHealthy() (ok bool, detail string) {
+	age := s.engine.SyncAge()
+	if age > maxSyncAge {
+		return false, fmt.Sprintf("a disk sync has been running for %s", age.Round(time.Millisecond))
+	}
+	return true, ""
+}

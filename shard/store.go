@@ -1,0 +1,164 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
+	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/sched"
+)
+
+// Store owns the replicas of one node. Its methods are safe for concurrent use.
+type Store struct {
+	cfg     Config
+	engine  *engine.Engine
+	clock   clock.Clock
+	log     *slog.Logger
+	metrics *metrics
+
+	mu struct {
+		sync.RWMutex
+		replicas map[base.ShardID]*replica
+		marks    map[base.ShardID]engine.ReplicaMark // every mark, with or without a replica
+		creating map[base.ShardID]*creation
+		stopped  bool
+	}
+
+	pool      *sched.Pool
+	workers   []*worker
+	applyPool *sched.Pool
+	appliers  []*applyWorker
+
+	// used is what the store-wide limits count.
+	used struct {
+		inbox, queue, uncommitted, apply, reads atomic.Int64
+	}
+	proposals atomic.Uint64 // ids, unique in this incarnation
+	contexts  atomic.Uint64 // of read indexes, unique in this incarnation
+	started   atomic.Bool
+}
+
+// controlKey returns the key that wakes worker i of n without naming a shard: ids never come near it.
+func controlKey(i, n int) uint64 {
+	top := uint64(math.MaxUint64)
+	return top - top%uint64(n) - uint64(n) + uint64(i)
+}
+
+// New loads the replicas of the engine and returns a stopped store. Errors are those of the engine (with their exit
+// code) or name the replica that cannot be loaded.
+func New(cfg Config) (*Store, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, engine: cfg.Engine, clock: cfg.Clock, log: cfg.Logger}
+	s.mu.replicas = make(map[base.ShardID]*replica)
+	s.mu.marks = make(map[base.ShardID]engine.ReplicaMark)
+	s.mu.creating = make(map[base.ShardID]*creation)
+	s.pool = sched.New(cfg.Workers, func(i int, keys []uint64) { s.workers[i].process(keys) })
+	for i := range cfg.Workers {
+		s.workers = append(s.workers, newWorker(s, i))
+	}
+	s.applyPool = sched.New(cfg.ApplyWorkers, func(i int, keys []uint64) { s.appliers[i].process(keys) })
+	for range cfg.ApplyWorkers {
+		s.appliers = append(s.appliers, newApplyWorker(s))
+	}
+	s.metrics = newMetrics(s, cfg.Registerer)
+	if err := s.boot(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Run drives the groups until ctx ends, then answers every request that still waits: Unavailable if it never was
+// proposed, Ambiguous if it was. It starts and joins all goroutines of the store and can be called once.
+func (s *Store) Run(ctx context.Context) error {
+	if s.started.Swap(true) {
+		return errors.New("shard: Run was called before")
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.pool.Run(ctx) })
+	wg.Go(func() { _ = s.applyPool.Run(ctx) })
+	wg.Go(func() { s.tickLoop(ctx) })
+	wg.Wait()
+	s.stop()
+	return nil
+}
+
+func (s *Store) tickLoop(ctx context.Context) {
+	t := time.NewTicker(s.cfg.Tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			s.TickAll()
+		}
+	}
+}
+
+// TickAll gives every replica one tick of raft's clock: one wake-up per worker. Run calls it; tests that own the
+// schedule call it themselves.
+func (s *Store) TickAll() {
+	for _, w := range s.workers {
+		w.mu.Lock()
+		w.mu.ticks++
+		w.mu.Unlock()
+		s.pool.Enqueue(w.control)
+	}
+}
+
+// Poll runs one pass of every worker and apply worker on the caller's goroutine and reports whether there was anything to
+// do. For tests that own the schedule; it must not be mixed with Run. Syncs still finish on the engine's goroutine.
+func (s *Store) Poll() (worked bool) {
+	for i := range s.workers {
+		worked = s.pool.Poll(i) || worked
+	}
+	for i := range s.appliers {
+		worked = s.applyPool.Poll(i) || worked
+	}
+	return worked
+}
+
+// stop ends every replica after the pools have stopped: nobody else touches worker-owned state any more.
+func (s *Store) stop() {
+	s.mu.Lock()
+	s.mu.stopped = true
+	all := make([]*replica, 0, len(s.mu.replicas))
+	for _, r := range s.mu.replicas {
+		all = append(all, r)
+	}
+	s.mu.Unlock()
+	for _, r := range all {
+		r.dispose(wire.Unavailable, "store is stopping", ErrStopping)
+		r.dropHanded("store is stopping")
+	}
+	s.log.Info("store stopped", "store", s.cfg.Store, "replicas", len(all))
+}
+
+func (s *Store) lookup(id base.ShardID) *replica {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.mu.replicas[id]
+}
+
+// find is lookup with the error for callers.
+func (s *Store) find(id base.ShardID) (*replica, error) {
+	r := s.lookup(id)
+	if r == nil {
+		return nil, &NotFoundError{Shard: id}
+	}
+	if why, bad := r.faultReason(); bad {
+		return nil, &FaultedError{Shard: id, Replica: r.id, Reason: why}
+	}
+	return r, nil
+}

@@ -1,0 +1,277 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/tracker"
+
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// Leadership transfer. Ask: the request goes to the leader's worker. Start: once the target is a voter that is active and
+// close behind, raft catches it up and tells it to campaign. Watch: the transfer is done when this replica learns that
+// the target leads at a higher term. A message lost on the way ends in a time-out counted in ticks; raft takes proposals
+// again after one election timeout.
+
+// maxTransferLag is how many entries the target may lack: catching up must take well under an election timeout.
+const maxTransferLag = 4096
+
+// transferRequest asks to move the leadership to a store; 0 means whichever voter is the most advanced.
+type transferRequest struct {
+	to   base.StoreID
+	done func(term uint64, err error) // called once, must not block
+}
+
+type transfer struct {
+	shard   base.ShardID
+	to      base.StoreID // 0 until chosen
+	target  base.ReplicaID
+	any     bool
+	term    uint64 // at the start
+	started bool
+	ticks   int    // left
+	reason  string // why it has not started yet
+	waiters []func(term uint64, err error)
+}
+
+func (t *transfer) finish(term uint64, err error) {
+	for _, f := range t.waiters {
+		f(term, err)
+	}
+}
+
+func (t *transfer) fail(reason string) {
+	t.finish(0, &TransferError{Shard: t.shard, To: t.to, Reason: reason})
+}
+
+// startTransfer takes a request on the worker.
+func (w *worker) startTransfer(r *replica, req transferRequest) {
+	st := r.worker.rn.BasicStatus()
+	d := r.desc.Load()
+	switch {
+	case st.RaftState != raft.StateLeader:
+		e := &NotLeaderError{Shard: r.shard}
+		if st.Lead != 0 {
+			e.Leader = r.storeOf(base.ReplicaID(st.Lead))
+		}
+		req.done(0, e)
+		return
+	case req.to == w.store.cfg.Store:
+		req.done(st.Term, nil)
+		return
+	}
+	if t := r.worker.transfer; t != nil {
+		if t.to == req.to || req.to == 0 {
+			t.waiters = append(t.waiters, req.done)
+			return
+		}
+		req.done(0, &TransferError{Shard: r.shard, To: req.to, Reason: fmt.Sprintf("a transfer to %s is under way", t.to)})
+		return
+	}
+	t := &transfer{
+		shard: r.shard, to: req.to, any: req.to == 0, ticks: w.store.cfg.ElectionTick,
+		waiters: []func(uint64, error){req.done},
+	}
+	if !t.any {
+		rep, ok := d.ReplicaOn(req.to)
+		if !ok {
+			t.fail("the shard has no replica there")
+			return
+		}
+		t.target = rep.Replica
+	}
+	r.worker.transfer = t
+	w.tryTransfer(r)
+}
+
+// tryTransfer starts the pending transfer if the target qualifies now. Right after an election, or after raft's own
+// activity check, a healthy target may take a heartbeat to qualify.
+func (w *worker) tryTransfer(r *replica) {
+	t := r.worker.transfer
+	last := uint64(0)
+	var best tracker.Progress
+	var bestID base.ReplicaID
+	others := false
+	r.worker.rn.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
+		rid := base.ReplicaID(id)
+		if rid == r.id {
+			last = pr.Match
+			return
+		}
+		if typ == raft.ProgressTypePeer {
+			others = true
+		}
+		if !t.any {
+			if rid == t.target {
+				best, bestID = pr, rid
+			}
+			return
+		}
+		if typ == raft.ProgressTypePeer && pr.RecentActive && pr.State == tracker.StateReplicate &&
+			(bestID == 0 || pr.Match > best.Match) {
+			best, bestID = pr, rid
+		}
+	})
+	switch {
+	case t.any && !others:
+		w.endTransfer(r, reasonAlone)
+		return
+	case t.any && bestID == 0:
+		t.reason = "no other voter is active and caught up"
+		return
+	case bestID == 0:
+		w.endTransfer(r, "the target is not in the group's configuration")
+		return
+	case best.IsLearner:
+		w.endTransfer(r, "the target is a learner")
+		return
+	case !best.RecentActive:
+		t.reason = "the target has not been heard of recently"
+		return
+	case best.State != tracker.StateReplicate:
+		t.reason = fmt.Sprintf("the target is in state %s, not replicating", best.State)
+		return
+	case best.Match+maxTransferLag < last:
+		t.reason = fmt.Sprintf("the target lacks %d entries, more than %d", last-best.Match, maxTransferLag)
+		return
+	}
+	t.target = bestID
+	t.to = r.storeOf(bestID)
+	t.started, t.term = true, r.worker.rn.BasicStatus().Term
+	t.ticks = 2 * w.store.cfg.ElectionTick
+	r.worker.rn.TransferLeader(uint64(bestID))
+	w.store.log.Debug("leadership transfer started", "replica", r.String(), "to", t.to, "term", t.term)
+}
+
+// tickTransfer retries a transfer that has not started and gives up one that takes too long.
+func (w *worker) tickTransfer(r *replica, ticks int) {
+	t := r.worker.transfer
+	if ticks == 0 {
+		return
+	}
+	if t.ticks -= ticks; t.ticks <= 0 {
+		reason := t.reason
+		if t.started {
+			reason = "the target did not take over in time"
+		}
+		w.endTransfer(r, reason)
+		return
+	}
+	if !t.started {
+		if r.worker.rn.BasicStatus().RaftState != raft.StateLeader {
+			return // publishLeader ends it
+		}
+		w.tryTransfer(r)
+	}
+}
+
+func (w *worker) endTransfer(r *replica, reason string) {
+	t := r.worker.transfer
+	r.worker.transfer = nil
+	t.fail(reason)
+}
+
+// transferSaw follows the leadership while a transfer is pending.
+func (w *worker) transferSaw(r *replica, l *leadership) {
+	t := r.worker.transfer
+	switch {
+	case l.leader == 0 || l.leads:
+		return // the election is on, or nothing has happened yet
+	case t.started && l.leader == t.target && l.term > t.term:
+		r.worker.transfer = nil
+		t.finish(l.term, nil)
+	default:
+		r.worker.transfer = nil
+		t.finish(0, &NotLeaderError{Shard: t.shard, Leader: l.store})
+	}
+}
+
+// requestTransfer queues a transfer; done is called exactly once unless an error is returned.
+func (s *Store) requestTransfer(shard base.ShardID, to base.StoreID, done func(uint64, error)) error {
+	r, err := s.find(shard)
+	if err != nil {
+		return err
+	}
+	r.in.Lock()
+	open := r.in.closed == wire.OK
+	if open {
+		r.in.transfers = append(r.in.transfers, transferRequest{to: to, done: done})
+	}
+	r.in.Unlock()
+	if !open {
+		return ErrStopping
+	}
+	s.pool.Enqueue(uint64(shard))
+	return nil
+}
+
+type transferResult struct {
+	term uint64
+	err  error
+}
+
+// Transfer moves a shard's leadership from this store to another one and returns the new leader's term once it leads.
+// Errors: *NotFoundError, *FaultedError, *NotLeaderError, *TransferError (the target is unknown, a learner, inactive,
+// lagging or did not take over), ErrStopping, or ctx's; after ctx's the transfer may still happen.
+func (s *Store) Transfer(ctx context.Context, shard base.ShardID, to base.StoreID) (term uint64, err error) {
+	ch := make(chan transferResult, 1)
+	err = s.requestTransfer(shard, to, func(term uint64, err error) { ch <- transferResult{term, err} })
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case res := <-ch:
+		return res.term, res.err
+	case <-ctx.Done():
+		return 0, fmt.Errorf("transfer leadership of %s to %s: %w", shard, to, ctx.Err())
+	}
+}
+
+// HandOver moves every leadership of this store to the most advanced other voter and returns how many have left. Shards
+// without another voter stay, silently. The error joins the reasons of those that should have moved, up to eight, and
+// ctx's error.
+func (s *Store) HandOver(ctx context.Context) (moved int, err error) {
+	asked := 0
+	var led []base.ShardID
+	s.mu.RLock()
+	for id, r := range s.mu.replicas {
+		if r.lead.Load().leads {
+			led = append(led, id)
+		}
+	}
+	s.mu.RUnlock()
+	ch := make(chan transferResult, len(led))
+	for _, id := range led {
+		if s.requestTransfer(id, 0, func(term uint64, err error) { ch <- transferResult{term, err} }) == nil {
+			asked++
+		}
+	}
+	var errs []error
+	for range asked {
+		select {
+		case res := <-ch:
+			var not *NotLeaderError
+			switch {
+			case res.err == nil || errors.As(res.err, &not):
+				moved++ // not the leader any more: gone as well
+			case len(errs) < 8 && !alone(res.err):
+				errs = append(errs, res.err)
+			}
+		case <-ctx.Done():
+			return moved, errors.Join(append(errs, fmt.Errorf("hand over leaderships: %w", ctx.Err()))...)
+		}
+	}
+	return moved, errors.Join(errs...)
+}
+
+// alone reports whether a transfer failed for want of another voter.
+func alone(err error) bool {
+	var t *TransferError
+	return errors.As(err, &t) && t.To == 0 && t.Reason == reasonAlone
+}
+
+const reasonAlone = "the shard has no other voter"

@@ -1,0 +1,135 @@
+package shard
+
+import (
+	"fmt"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// maxScanBytes is the most that a client may ask for in one page, keys and values.
+const maxScanBytes = 4 << 20
+
+// Read appends the whole encoded answer of a Get or Scan to buf. It reads what is applied here: for a linearizable
+// read, ReadIndex has completed with OK before. Order (V6): the view is opened, then the published descriptor is loaded and
+// checked, then the view is read; a range that was given away before the view was opened is refused.
+func (s *Store) Read(op *wire.Op, buf []byte) []byte {
+	r := s.lookup(op.Shard)
+	if r == nil {
+		return appendAnswer(buf, op, 0, wire.Answer{Code: wire.ShardNotFound})
+	}
+	if why, bad := r.faultReason(); bad {
+		return appendAnswer(buf, op, 0, answerText(wire.Failed, why))
+	}
+	if err := op.Validate(); err != nil {
+		return appendAnswer(buf, op, 0, answerText(wire.Invalid, err.Error()))
+	}
+	switch op.Code {
+	case wire.OpGet:
+		return s.get(r, op, buf)
+	case wire.OpScan:
+		return s.scan(r, op, buf)
+	}
+	return appendAnswer(buf, op, 0, answerText(wire.Invalid, fmt.Sprintf("%s is not a read", op.Code)))
+}
+
+func appendAnswer(buf []byte, op *wire.Op, version uint64, a wire.Answer) []byte {
+	a.Req, a.Version = op.Req, version
+	return a.Append(buf)
+}
+
+// get: the look-up is its own view, of the moment it is made; the descriptor is checked after it.
+func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
+	at := len(buf)
+	a := wire.Answer{Req: op.Req}
+	buf = a.AppendHeader(buf, 0)
+	h, out, ok, err := s.engine.Get(op.Key, buf)
+	d := r.desc.Load()
+	a.Version = d.Epoch.Version
+	switch {
+	case err != nil:
+		return appendAnswer(buf[:at], op, a.Version, answerText(wire.Failed, "read: "+err.Error()))
+	case !r.serves(op, op.Version):
+		return appendAnswer(buf[:at], op, a.Version, r.epochMismatch())
+	case !ok:
+		a.Code = wire.NotFound
+		return a.Append(buf[:at])
+	}
+	a.Arg = h.Version
+	a.AppendHeader(out[:at], len(out)-at-wire.AnswerHeaderSize) // in place, over the one that reserved the room
+	return out
+}
+
+func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
+	at := len(buf)
+	reverse := op.Flags&wire.FlagReverse != 0
+	it, err := s.engine.NewIter(op.Key, op.Value, reverse)
+	if err != nil {
+		return appendAnswer(buf[:at], op, 0, answerText(wire.Failed, "open view: "+err.Error()))
+	}
+	d := r.desc.Load()
+	if !r.serves(op, op.Version) {
+		_ = it.Close()
+		return appendAnswer(buf[:at], op, d.Epoch.Version, r.epochMismatch())
+	}
+	rows, size := wire.SplitScanArg(op.Arg)
+	a := wire.Answer{Req: op.Req, Version: d.Epoch.Version}
+	buf = a.AppendHeader(buf, 0)
+	buf, more, err := appendRows(it, buf, s.pageRows(rows), s.pageBytes(size), op.Flags&wire.FlagKeysOnly != 0)
+	if cerr := it.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return appendAnswer(buf[:at], op, d.Epoch.Version, answerText(wire.Failed, "scan: "+err.Error()))
+	}
+	if more {
+		a.Flags = wire.FlagMore
+	}
+	a.AppendHeader(buf[:at], len(buf)-at-wire.AnswerHeaderSize)
+	return buf
+}
+
+// appendRows encodes one page: at least one row if there is any, and more reports whether the bounds cut it.
+func appendRows(it *engine.Iter, buf []byte, rows, size int, keysOnly bool) (out []byte, more bool, err error) {
+	for used := 0; it.Valid(); it.Next() {
+		if rows == 0 {
+			return buf, true, nil
+		}
+		row := wire.Row{Key: it.Key(), Version: it.Header().Version}
+		if !keysOnly {
+			row.Value = it.Value()
+		}
+		n := row.Size() // with its header, or a page of many short keys would outgrow an answer
+		if used > 0 && used+n > size {
+			return buf, true, nil
+		}
+		buf = row.Append(buf)
+		used += n
+		rows--
+	}
+	return buf, false, it.Err()
+}
+
+func (s *Store) pageRows(asked uint32) int {
+	if asked == 0 {
+		return s.cfg.ScanRows
+	}
+	return int(asked)
+}
+
+func (s *Store) pageBytes(asked uint32) int {
+	if asked == 0 {
+		return s.cfg.ScanBytes
+	}
+	return int(min(asked, maxScanBytes))
+}
+
+// Descriptor returns the published descriptor of a shard that has a replica here.
+func (s *Store) Descriptor(shard base.ShardID) (*base.Descriptor, bool) {
+	r := s.lookup(shard)
+	if r == nil {
+		return nil, false
+	}
+	return r.desc.Load(), true
+}

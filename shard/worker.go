@@ -1,0 +1,252 @@
+package shard
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// worker owns the groups with shard % W == index and runs their passes.
+type worker struct {
+	store   *Store
+	index   int
+	control uint64 // key that wakes it for what is in mu
+
+	mu struct {
+		sync.Mutex
+		synced  []*pass
+		created []*replica
+		ticks   int
+	}
+
+	// The rest belongs to process.
+	replicas []*replica // sorted by shard
+	byShard  map[uint64]*replica
+	active   []*replica // of the pass at hand
+	parked   []*replica // wait for a sync to finish
+	passes   uint64
+	pass     *pass // being built, nil until a group has something to sync
+	syncing  int   // passes whose sync is under way
+	now      time.Duration
+	out      outbox
+	msgs     []inMessage // scratch of step
+	free     []*pass
+	synced   []*pass    // scratch of collect
+	created  []*replica // scratch of collect
+}
+
+// pass is one synced commit and the groups that wait for it.
+type pass struct {
+	batch   *engine.Batch
+	groups  []*replica
+	writes  int // client writes in it
+	started time.Duration
+}
+
+func newWorker(s *Store, i int) *worker {
+	return &worker{
+		store: s, index: i, control: controlKey(i, s.cfg.Workers), byShard: make(map[uint64]*replica),
+		out: outbox{store: s.cfg.Store},
+	}
+}
+
+func (s *Store) workerOf(id base.ShardID) *worker { return s.workers[s.pool.Worker(uint64(id))] }
+
+// adopt gives the worker a replica that boot or Create has made.
+func (w *worker) adopt(r *replica) {
+	w.mu.Lock()
+	w.mu.created = append(w.mu.created, r)
+	w.mu.Unlock()
+}
+
+// process is one pass: first what syncs, ticks and creations have brought, then the groups, in shard order.
+func (w *worker) process(keys []uint64) {
+	s := w.store
+	w.now = s.clock.Boot()
+	w.passes++
+	w.active = w.active[:0]
+	w.collect()
+	for _, k := range keys {
+		if r := w.byShard[k]; r != nil {
+			w.activate(r)
+		}
+	}
+	if !w.mayStart(len(w.active)) {
+		w.park()
+		w.out.flush(s.cfg.Sender) // what finished syncs released
+		return
+	}
+	slices.SortFunc(w.active, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
+	for i, r := range w.active {
+		w.visit(r)
+		if w.pass != nil && w.pass.batch.Len() >= s.cfg.PassBytes {
+			for _, rest := range w.active[i+1:] {
+				s.pool.Enqueue(uint64(rest.shard))
+			}
+			break
+		}
+	}
+	s.metrics.passes.Inc()
+	s.metrics.passGroups.Observe(float64(len(w.active)))
+	// Before the commit: the appends of R1 travel while the disk works. The one flush also carries what did not need a
+	// sync and what earlier syncs released, so that a peer gets one frame per pass.
+	w.out.flush(s.cfg.Sender)
+	clear(w.active)
+	if p := w.pass; p != nil {
+		w.pass = nil
+		w.commit(p)
+	}
+}
+
+// collect takes over what other goroutines left for the worker.
+func (w *worker) collect() {
+	w.mu.Lock()
+	w.synced, w.mu.synced = w.mu.synced, w.synced[:0]
+	w.created, w.mu.created = w.mu.created, w.created[:0]
+	ticks := w.mu.ticks
+	w.mu.ticks = 0
+	w.mu.Unlock()
+
+	for _, r := range w.created {
+		at, _ := slices.BinarySearchFunc(w.replicas, r.shard, func(r *replica, id base.ShardID) int {
+			return cmp.Compare(r.shard, id)
+		})
+		w.replicas = slices.Insert(w.replicas, at, r)
+		w.byShard[uint64(r.shard)] = r
+	}
+	clear(w.created)
+	for _, p := range w.synced {
+		w.finishPass(p)
+	}
+	if len(w.synced) > 0 {
+		for _, r := range w.parked {
+			r.worker.parked = false
+			w.activate(r)
+		}
+		clear(w.parked)
+		w.parked = w.parked[:0]
+		clear(w.synced)
+	}
+	if ticks > 0 {
+		// More than half an election timeout at once would start elections that only our own delay is to blame for.
+		limit := w.store.cfg.ElectionTick / 2
+		for _, r := range w.replicas {
+			if r.worker.disposed {
+				continue
+			}
+			r.worker.ticks = min(r.worker.ticks+ticks, limit)
+			w.sweep(r)
+			w.activate(r)
+		}
+	}
+}
+
+func (w *worker) activate(r *replica) {
+	if r.worker.visited != w.passes && !r.worker.disposed {
+		r.worker.visited = w.passes
+		w.active = append(w.active, r)
+	}
+}
+
+// mayStart decides whether a pass over n groups starts now or waits for a sync to finish: waiting makes the next batch
+// larger, and what it costs a client is less than one sync.
+func (w *worker) mayStart(n int) bool {
+	switch {
+	case w.syncing == 0:
+		return true
+	case w.syncing >= w.store.cfg.SyncDepth:
+		return false
+	}
+	return n <= w.store.cfg.PipelineGroups
+}
+
+func (w *worker) park() {
+	for _, r := range w.active {
+		if !r.worker.parked {
+			r.worker.parked = true
+			w.parked = append(w.parked, r)
+		}
+	}
+	clear(w.active)
+	w.active = w.active[:0]
+}
+
+func (w *worker) newPass() *pass {
+	p := &pass{}
+	if n := len(w.free); n > 0 {
+		p, w.free = w.free[n-1], w.free[:n-1]
+	}
+	p.batch, p.writes = w.store.engine.NewBatch(), 0
+	return p
+}
+
+// commit writes the pass's batch. Everything in it needs the sync: a Ready that needs none never joins a pass.
+func (w *worker) commit(p *pass) {
+	s := w.store
+	p.started = w.now
+	s.metrics.commits.Inc()
+	s.metrics.commitGroups.Observe(float64(len(p.groups)))
+	s.metrics.commitWrites.Observe(float64(p.writes))
+	s.metrics.commitBytes.Add(float64(p.batch.Len()))
+	w.syncing++
+	s.engine.CommitAsync(p.batch, func() {
+		w.mu.Lock()
+		w.mu.synced = append(w.mu.synced, p)
+		w.mu.Unlock()
+		s.pool.Enqueue(w.control)
+	})
+}
+
+// finishPass goes on with the groups of a pass that is durable.
+func (w *worker) finishPass(p *pass) {
+	w.syncing--
+	w.store.metrics.syncSeconds.Observe((w.now - p.started).Seconds())
+	for _, r := range p.groups {
+		r.worker.synced = true
+		w.finishSynced(r)
+		w.activate(r)
+	}
+	p.batch.Close()
+	p.batch = nil
+	clear(p.groups)
+	p.groups = p.groups[:0]
+	w.free = append(w.free, p)
+}
+
+// outbox collects messages per destination, so that one pass makes one Send per peer.
+type outbox struct {
+	store base.StoreID
+	to    []destination
+}
+
+type destination struct {
+	store base.StoreID
+	msgs  []wire.RaftMessage
+}
+
+func (o *outbox) add(to base.StoreID, m wire.RaftMessage) {
+	for i := range o.to {
+		if o.to[i].store == to {
+			o.to[i].msgs = append(o.to[i].msgs, m)
+			return
+		}
+	}
+	o.to = append(o.to, destination{store: to, msgs: []wire.RaftMessage{m}})
+}
+
+func (o *outbox) flush(s Sender) {
+	for i := range o.to {
+		d := &o.to[i]
+		if len(d.msgs) == 0 {
+			continue
+		}
+		s.Send(d.store, d.msgs)
+		clear(d.msgs)
+		d.msgs = d.msgs[:0]
+	}
+}

@@ -1,0 +1,135 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/shardd/shardd/internal/base"
+)
+
+// registry knows which process speaks for each store. Incarnations are raised and synced before a transport starts, so
+// two processes never share one honestly: equal incarnations of different processes mean a copied data directory, and
+// the one that was seen first keeps its place, connected or not.
+type registry struct {
+	mu struct {
+		sync.Mutex
+		stores map[base.StoreID]*identity
+	}
+}
+
+type identity struct {
+	incarnation uint64
+	process     uint64
+	streams     [numLanes]*inbound // live inbound streams
+}
+
+// inbound is one accepted stream.
+type inbound struct {
+	lane    laneKind
+	peer    hello
+	evicted chan struct{} // closed when a later stream or incarnation takes its place
+}
+
+// checkLocked refuses a Hello that an earlier one contradicts.
+func (r *registry) checkLocked(h *hello) *refusal {
+	id := r.mu.stores[h.store]
+	switch {
+	case id == nil || h.incarnation > id.incarnation:
+		return nil
+	case h.incarnation < id.incarnation:
+		return &refusal{reason: RefusedStale, text: fmt.Sprintf(
+			"%s came back with incarnation %d, %d has been seen: this process runs on an old copy of its data",
+			h.store, h.incarnation, id.incarnation)}
+	case h.process != id.process:
+		return &refusal{reason: RefusedTwice, text: fmt.Sprintf(
+			"another process is %s with incarnation %d: the data directory was copied", h.store, h.incarnation)}
+	}
+	return nil
+}
+
+// check refuses what admit would refuse, without recording anything.
+func (r *registry) check(h *hello) *refusal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.checkLocked(h)
+}
+
+// admit records a store's identity, evicts the streams of its lower incarnations and, if in is given, the stream that
+// in replaces. newer reports that the incarnation rose while this process ran.
+func (r *registry) admit(h *hello, in *inbound) (newer bool, refused *refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ref := r.checkLocked(h); ref != nil {
+		return false, ref
+	}
+	id := r.mu.stores[h.store]
+	if id == nil {
+		id = &identity{incarnation: h.incarnation, process: h.process}
+		r.mu.stores[h.store] = id
+	} else if h.incarnation > id.incarnation {
+		newer = true
+		id.incarnation, id.process = h.incarnation, h.process
+		for lane := range id.streams {
+			id.evictLocked(laneKind(lane))
+		}
+	}
+	if in != nil {
+		id.evictLocked(in.lane)
+		id.streams[in.lane] = in
+	}
+	return newer, nil
+}
+
+func (id *identity) evictLocked(lane laneKind) {
+	if old := id.streams[lane]; old != nil {
+		close(old.evicted)
+		id.streams[lane] = nil
+	}
+}
+
+// leave forgets a stream that has ended.
+func (r *registry) leave(in *inbound) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if id := r.mu.stores[in.peer.store]; id != nil && id.streams[in.lane] == in {
+		id.streams[in.lane] = nil
+	}
+}
+
+// vet checks a Hello against our own identity and the address book. It holds no lock while the book writes.
+func (t *Transport) vet(h *hello) *refusal {
+	if ref := t.vetIdentity(h); ref != nil {
+		return ref
+	}
+	if ref := t.registry.check(h); ref != nil {
+		return ref
+	}
+	err := t.cfg.Peers.Hello(h.store, h.addr, h.incarnation)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrStale):
+		return &refusal{reason: RefusedStale, text: err.Error()}
+	}
+	return &refusal{reason: RefusedNotReady, text: err.Error()}
+}
+
+func (t *Transport) vetIdentity(h *hello) *refusal {
+	switch {
+	case h.protoMin > protoMax || h.protoMax < protoMin:
+		return &refusal{reason: RefusedProtocol, text: fmt.Sprintf(
+			"no common protocol version: peer speaks %d to %d, this binary %d to %d",
+			h.protoMin, h.protoMax, protoMin, protoMax)}
+	case h.cluster != t.cfg.Cluster:
+		return &refusal{reason: RefusedCluster, text: fmt.Sprintf(
+			"this node belongs to cluster %s, not to %s", t.cfg.Cluster, h.cluster)}
+	case h.dest != t.cfg.Store:
+		return &refusal{reason: RefusedWrongID, text: fmt.Sprintf("this node is %s, not %s", t.cfg.Store, h.dest)}
+	case h.store == 0:
+		return &refusal{reason: RefusedProtocol, text: "hello without a store id"}
+	case h.store == t.cfg.Store:
+		return &refusal{reason: RefusedTwice, text: fmt.Sprintf("this node is %s itself", t.cfg.Store)}
+	}
+	return nil
+}
