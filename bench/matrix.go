@@ -31,6 +31,9 @@ type MatrixConfig struct {
 	LoadClients int
 	// Overrides are further properties, as key=value, over those of the workload.
 	Overrides []string
+	// AnyCluster accepts cells of the same settings that were measured on another cluster, for clusters that are made
+	// anew for each run; the records are loaded again.
+	AnyCluster bool
 	// Progress, if set, is told what goes on, a line at a time.
 	Progress func(string)
 }
@@ -163,11 +166,14 @@ func load(ctx context.Context, cfg MatrixConfig, c cluster, id string) error {
 	if found, err := readFile(path, &mark); err != nil {
 		return err
 	} else if found {
-		if mark.Cluster != id || !sameProperties(mark.Properties, shapes(p)) {
+		same := sameProperties(mark.Properties, shapes(p))
+		if !same || mark.Cluster != id && !cfg.AnyCluster {
 			return fmt.Errorf("%s is of cluster %s with %v, not of %s with %v: use another directory",
 				path, mark.Cluster, mark.Properties, id, shapes(p))
 		}
-		return nil
+		if mark.Cluster == id || cfg.complete() {
+			return nil
+		}
 	}
 	cfg.Progress(fmt.Sprintf("load %d records with %d clients", cfg.Records, cfg.LoadClients))
 	p["target"] = "0" // the overrides' rate is of the runs
@@ -188,12 +194,12 @@ func measureOnce(ctx context.Context, cfg MatrixConfig, c cluster, id, workload 
 		return nil, err
 	}
 	label := fmt.Sprintf("%s, %d clients", workload, clients)
-	path := filepath.Join(cfg.Dir, fmt.Sprintf("%s-c%d.json", workload, clients))
+	path := cfg.cellPath(workload, clients)
 	var old Cell
 	if found, err := readFile(path, &old); err != nil {
 		return nil, err
 	} else if found {
-		if old.Report == nil || old.Cluster != id || !sameProperties(old.Report.Properties, p) {
+		if old.Report == nil || (old.Cluster != id && !cfg.AnyCluster) || !sameProperties(old.Report.Properties, p) {
 			return nil, fmt.Errorf("%s was measured on another cluster or with other settings: use another directory", path)
 		}
 		cfg.Progress(label + ": done before")
@@ -228,6 +234,22 @@ func measureOnce(ctx context.Context, cfg MatrixConfig, c cluster, id, workload 
 	}
 	cell := newCell(id, workload, clients, report, cpu, before, after)
 	return cell, writeJSON(path, cell)
+}
+
+func (c MatrixConfig) cellPath(workload string, clients int) string {
+	return filepath.Join(c.Dir, fmt.Sprintf("%s-c%d.json", workload, clients))
+}
+
+// complete reports whether every cell has been measured.
+func (c MatrixConfig) complete() bool {
+	for _, n := range c.Clients {
+		for _, w := range c.Workloads {
+			if _, err := os.Stat(c.cellPath(w, n)); err != nil {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (c MatrixConfig) status(what string) func(ycsb.Status) {

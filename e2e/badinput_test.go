@@ -103,7 +103,7 @@ func TestASecondProcessOnOneDirectoryIsRefused(t *testing.T) {
 	}
 }
 
-func TestADirectoryOfAnotherClusterIsRefused(t *testing.T) {
+func TestANodeToldToJoinAnotherClusterThanItsOwnRefuses(t *testing.T) {
 	bin := binaries(t)
 	ours, theirs := harness.New(t, bin, 1), harness.New(t, bin, 1)
 	for _, c := range []*harness.Cluster{ours, theirs} {
@@ -126,6 +126,7 @@ func TestADirectoryOfAnotherClusterIsRefused(t *testing.T) {
 	if code, err := p.Wait(harness.Patience); code != 11 || err != nil {
 		t.Errorf("exit code %d, want 11 (%v):\n%s", code, err, harness.Tail(n.LogPath, 10))
 	}
+	p.Kill()
 	// Neither has lost anything: started the right way, the other cluster is whole.
 	theirs.StartAll()
 	for _, c := range []*harness.Cluster{ours, theirs} {
@@ -133,6 +134,48 @@ func TestADirectoryOfAnotherClusterIsRefused(t *testing.T) {
 		if v, err := c.DB().All().Get(t.Context(), []byte("k")); err != nil || string(v.Bytes) != c.Dir {
 			t.Errorf("read %q, %v", v.Bytes, err)
 		}
+	}
+}
+
+func TestAStrangerAtAMembersAddressLeavesTheClusterUntouched(t *testing.T) {
+	bin := binaries(t)
+	ours, theirs := harness.New(t, bin, 3), harness.New(t, bin, 3)
+	for _, c := range []*harness.Cluster{ours, theirs} {
+		c.StartAll()
+		c.Init(nil)
+	}
+	db := ours.DB()
+	// Someone mixes the directories up: a node of theirs comes up where a node of ours was.
+	ours.Kill(2)
+	theirs.Kill(2)
+	p, err := harness.StartProc("stranger", theirs.Nodes[2].LogPath, bin.Shardd, "start", "--data-dir", theirs.Nodes[2].Dir,
+		"--listen", ours.Nodes[2].Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Kill()
+	ours.Until("our other nodes see the stranger", func(context.Context) error {
+		for _, n := range ours.Nodes[:2] {
+			if b, err := os.ReadFile(n.LogPath); err != nil || !strings.Contains(string(b), "another cluster") {
+				return fmt.Errorf("no word of it in %s (%v)", n.LogPath, err)
+			}
+		}
+		return nil
+	})
+	ours.Until("our cluster takes writes", func(ctx context.Context) error {
+		_, err := db.All().Put(ctx, []byte("k"), []byte("v"))
+		return err
+	})
+	for i, n := range ours.Nodes[:2] {
+		if !n.Proc.Running() {
+			t.Errorf("our node %d ended because of the stranger:\n%s", i, harness.Tail(n.LogPath, 5))
+		}
+	}
+	p.Kill()
+	// Each in its place again, both clusters are whole.
+	for _, c := range []*harness.Cluster{ours, theirs} {
+		c.StartAll()
+		c.WaitHealthy()
 	}
 }
 

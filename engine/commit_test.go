@@ -282,7 +282,10 @@ func TestABlockedLogBlocksNoWrite(t *testing.T) {
 	o := testOptions(t, NewMemFS())
 	o.Logger = slog.New(blockedHandler{Handler: slog.DiscardHandler, gate: gate})
 	e := mustOpen(t, o)
-	for i := range 200 {
+	for i := range 50 {
+		for range eventQueueLen / 10 {
+			pebbleLogger{e}.Errorf("chatter")
+		}
 		commit(t, e, true, func(b *Batch) { b.Put(userKey(i), ValueHeader{}, userValue(i)) })
 		if err := e.db.Flush(); err != nil {
 			t.Fatal(err)

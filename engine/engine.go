@@ -35,6 +35,7 @@ type Engine struct {
 	fatal struct {
 		stopped    atomic.Bool   // checked by every write
 		pebbleDead atomic.Bool   // Pebble gave up itself: its locks may be held for ever
+		dead       chan struct{} // closed then
 		opening    atomic.Bool   // Open still runs: it returns the error instead of calling Options.Fatal
 		ch         chan struct{} // closed by the first failure
 		mu         sync.Mutex
@@ -102,11 +103,8 @@ func (e *Engine) Close() error {
 	var err error
 	if e.fatal.pebbleDead.Load() {
 		err = e.stopErr()
-	} else {
-		err = e.db.Close()
-		if e.fatal.stopped.Load() {
-			err = e.stopErr() // Pebble's complaint is a consequence
-		}
+	} else if err = e.db.Close(); e.fatal.stopped.Load() {
+		err = e.stopErr() // a complaint of Pebble's is a consequence
 	}
 	err = errors.Join(err, e.lock.Close(), e.fsClose())
 	e.events.close()

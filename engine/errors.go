@@ -74,6 +74,7 @@ func classify(dir string, err error) error {
 		return err
 	}
 	var errno syscall.Errno
+	var se *SyncError
 	switch {
 	case vfs.IsNoSpaceError(err):
 		return &OpenError{Code: ExitNoSpace, Dir: dir, Err: err}
@@ -83,7 +84,7 @@ func classify(dir string, err error) error {
 		return &OpenError{Code: ExitNewerFormat, Dir: dir, Err: err}
 	case errors.Is(err, os.ErrNotExist): // a file that the database names is gone
 		return &OpenError{Code: ExitCorrupt, Dir: dir, Err: err}
-	case errors.As(err, &errno), errors.Is(err, os.ErrPermission), isSyncError(err):
+	case errors.As(err, &errno), errors.Is(err, os.ErrPermission), errors.As(err, &se):
 		return fmt.Errorf("open data directory %s: %w", dir, err)
 	}
 	return &OpenError{Code: ExitCorrupt, Dir: dir, Err: err}

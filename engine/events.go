@@ -96,8 +96,10 @@ func (p pebbleLogger) Fatalf(format string, args ...any) {
 			break
 		}
 	}
-	p.e.fatal.pebbleDead.Store(true)
 	p.e.fail(fmt.Errorf("pebble: %w", cause))
+	if !p.e.fatal.pebbleDead.Swap(true) {
+		close(p.e.fatal.dead)
+	}
 	runtime.Goexit()
 }
 
@@ -109,9 +111,7 @@ func (e *Engine) listener() *pebble.EventListener {
 		BackgroundError: func(err error) {
 			m.backgroundErrors.Inc()
 			log.log(slog.LevelError, "background work of the engine failed", slog.Any("error", err))
-			// A failed sync: Pebble would write the table again, but what else the disk has dropped is unknown. During
-			// Open: Pebble would try for ever to flush what it has replayed, on a full disk say.
-			if isSyncError(err) || e.fatal.opening.Load() {
+			if e.fatal.opening.Load() { // Pebble would try for ever to flush what it has replayed, on a full disk say
 				e.fail(err)
 			}
 		},

@@ -1,18 +1,15 @@
 package engine
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// FS is the file system an engine lives on. A nil *FS in Options means the disk. It passes everything through, marks
-// errors of syncs (see SyncError), and can be told by tests to fail. Safe for concurrent use; many engines may share
-// one, each in its own directory.
+// FS is the file system an engine lives on. A nil *FS in Options means the disk. Tests can tell it to fail or to stall.
+// Safe for concurrent use; many engines may share one, each in its own directory.
 type FS struct {
 	inner vfs.FS
 	mem   *vfs.MemFS // nil on disk
@@ -90,6 +87,7 @@ func (e *SyncError) Error() string { return fmt.Sprintf("sync %s: %v", e.File, e
 // Unwrap returns the system's error.
 func (e *SyncError) Unwrap() error { return e.Err }
 
+// syncing runs a sync as the tests want it.
 func (f *FS) syncing(name string, sync func() error) error {
 	f.mu.Lock()
 	gate, err := f.mu.syncGate, f.mu.failSyncs
@@ -111,12 +109,6 @@ func (f *FS) syncing(name string, sync func() error) error {
 	return nil
 }
 
-func (f *FS) step() {
-	if f.hook != nil {
-		f.hook()
-	}
-}
-
 func (f *FS) writing() error {
 	f.step()
 	f.mu.Lock()
@@ -124,82 +116,8 @@ func (f *FS) writing() error {
 	return f.mu.failWrites
 }
 
-// guardFS gives Pebble the FS: vfs.FS with its writable files wrapped.
-type guardFS struct {
-	vfs.FS
-	fs *FS
-}
-
-type guardFile struct {
-	vfs.File
-	fs   *FS
-	name string
-}
-
-func (f *FS) guard() vfs.FS { return guardFS{FS: f.inner, fs: f} }
-
-func (g guardFS) wrap(file vfs.File, name string, err error) (vfs.File, error) {
-	if err != nil {
-		return nil, err
+func (f *FS) step() {
+	if f.hook != nil {
+		f.hook()
 	}
-	return &guardFile{File: file, fs: g.fs, name: name}, nil
-}
-
-func (g guardFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := g.fs.writing(); err != nil {
-		return nil, &os.PathError{Op: "create", Path: name, Err: err}
-	}
-	file, err := g.FS.Create(name, c)
-	return g.wrap(file, name, err)
-}
-
-func (g guardFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
-	if err := g.fs.writing(); err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	file, err := g.FS.OpenReadWrite(name, c, opts...)
-	return g.wrap(file, name, err)
-}
-
-func (g guardFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := g.fs.writing(); err != nil {
-		return nil, &os.PathError{Op: "reuse", Path: from, Err: err}
-	}
-	file, err := g.FS.ReuseForWrite(from, to, c)
-	return g.wrap(file, to, err)
-}
-
-func (g guardFS) OpenDir(name string) (vfs.File, error) {
-	file, err := g.FS.OpenDir(name)
-	return g.wrap(file, name, err)
-}
-
-func (g guardFS) Rename(from, to string) error {
-	defer g.fs.step()
-	return g.FS.Rename(from, to)
-}
-
-func (g guardFS) Remove(name string) error {
-	defer g.fs.step()
-	return g.FS.Remove(name)
-}
-
-// Unwrap is part of vfs.FS.
-func (g guardFS) Unwrap() vfs.FS { return g.FS }
-
-func (g *guardFile) Write(p []byte) (int, error) {
-	if err := g.fs.writing(); err != nil {
-		return 0, &os.PathError{Op: "write", Path: g.name, Err: err}
-	}
-	return g.File.Write(p)
-}
-
-func (g *guardFile) Sync() error     { return g.fs.syncing(g.name, g.File.Sync) }
-func (g *guardFile) SyncData() error { return g.fs.syncing(g.name, g.File.SyncData) }
-
-// isSyncError reports a failed sync that no retry can mend. A full disk at a sync of a table is left to Pebble, which
-// writes the table anew; at a sync of the log it is as final as any other, which the sync waiter sees for itself.
-func isSyncError(err error) bool {
-	var s *SyncError
-	return errors.As(err, &s) && !vfs.IsNoSpaceError(err)
 }

@@ -26,7 +26,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	o = o.withDefaults()
 	e := &Engine{opts: o, start: time.Now()}
-	e.fatal.ch = make(chan struct{})
+	e.fatal.ch, e.fatal.dead = make(chan struct{}), make(chan struct{})
 	e.fatal.opening.Store(true)
 	e.metrics.init()
 	e.batches.New = func() any { return &Batch{e: e} }
@@ -55,7 +55,7 @@ func Open(o Options) (*Engine, error) {
 }
 
 func (e *Engine) openDB() (err error) {
-	dir, fs := e.opts.Dir, e.opts.FS.guard()
+	dir, fs := e.opts.Dir, vfs.FS(guardFS{FS: e.opts.FS.inner, fs: e.opts.FS, e: e})
 	if _, found, err := checkOurs(fs, dir); err != nil {
 		return err
 	} else if !found {
@@ -79,7 +79,7 @@ func (e *Engine) openDB() (err error) {
 	}
 	if !found {
 		state = markerCreating
-		if err := writeMarker(fs, dir, state); err != nil {
+		if err := e.mark(fs, state); err != nil {
 			return err
 		}
 	}
@@ -106,15 +106,16 @@ func (e *Engine) openDB() (err error) {
 		return err
 	}
 	if state == markerCreating {
-		if err := writeMarker(fs, dir, markerReady); err != nil {
+		if err := e.mark(fs, markerReady); err != nil {
 			return errors.Join(err, e.db.Close())
 		}
 	}
 	return nil
 }
 
-// openPebble runs pebble.Open on a goroutine of its own: on some errors Pebble calls Fatalf, which must not return and
-// so ends its goroutine, and on some damage it panics. Both come back as errors.
+// openPebble runs pebble.Open on a goroutine of its own: on some damage Pebble panics, and on some errors it calls Fatalf,
+// which must not return and so ends its goroutine, perhaps one that pebble.Open waits for. All come back as errors. A
+// failure that the guard has seen lets pebble.Open run to its end; the database is then closed again.
 func (e *Engine) openPebble(po *pebble.Options) (*pebble.DB, error) {
 	type result struct {
 		db  *pebble.DB
@@ -135,13 +136,25 @@ func (e *Engine) openPebble(po *pebble.Options) (*pebble.DB, error) {
 	var r result
 	select {
 	case r = <-ch:
-	case <-e.fatal.ch: // perhaps on a flush that Open waits for, for ever
-		return nil, e.openFailure()
+	case <-e.fatal.dead:
 	}
+	if !e.fatal.stopped.Load() {
+		return r.db, r.err
+	}
+	err := e.openFailure()
+	if r.db != nil {
+		err = errors.Join(err, r.db.Close())
+	}
+	return nil, err
+}
+
+// mark writes the STORE marker, through the guard, which turns its errors into a failure of the store.
+func (e *Engine) mark(fs vfs.FS, state byte) error {
+	err := writeMarker(fs, e.opts.Dir, state)
 	if e.fatal.stopped.Load() {
-		return nil, e.openFailure()
+		return e.openFailure()
 	}
-	return r.db, r.err
+	return err
 }
 
 func (e *Engine) openFailure() error {

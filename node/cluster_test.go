@@ -90,33 +90,39 @@ func TestConcurrentInitsMakeOneCluster(t *testing.T) {
 }
 
 func TestInitGoesOnAfterTheFounderWasKilled(t *testing.T) {
-	for _, point := range []string{
-		"meta replica written", "ident written", "node adopted", "replicas made", "flags cleared",
-	} {
+	for _, point := range []string{"meta replica written", "ident written", "node adopted"} {
 		for _, keep := range []int{0, 50, 100} {
-			t.Run(fmt.Sprintf("%s, %d%% kept", point, keep), func(t *testing.T) { killAt(t, point, keep, true) })
+			t.Run(fmt.Sprintf("%s, %d%% kept", point, keep), func(t *testing.T) {
+				killAt(t, point, keep, func(ps []*proc) []*proc { return ps[:1] })
+			})
 		}
 	}
 }
 
 func TestInitGoesOnAfterAnAdoptedNodeWasKilled(t *testing.T) {
-	for _, point := range []string{"meta replica written", "ident written", "replicas made", "flags cleared"} {
-		t.Run(point, func(t *testing.T) { killAt(t, point, 50, false) })
+	for _, point := range []string{"meta replica written", "ident written"} {
+		t.Run(point, func(t *testing.T) { killAt(t, point, 50, func(ps []*proc) []*proc { return ps[1:] }) })
 	}
 }
 
-// killAt kills the founder, or any other node, when it comes to the point, starts it again from what its disk kept, and
-// expects one finished cluster.
-func killAt(t *testing.T, point string, keep int, founder bool) {
+func TestInitGoesOnAfterTheMetaLeaderWasKilled(t *testing.T) {
+	for _, point := range []string{"replicas made", "flags cleared"} {
+		for _, keep := range []int{0, 100} {
+			t.Run(fmt.Sprintf("%s, %d%% kept", point, keep), func(t *testing.T) {
+				killAt(t, point, keep, func(ps []*proc) []*proc { return ps })
+			})
+		}
+	}
+}
+
+// killAt kills the first of the armed nodes that comes to the point, starts it again from what its disk kept, and
+// expects one finished cluster. arm picks from the nodes in the order of their addresses, founder first.
+func killAt(t *testing.T, point string, keep int, arm func([]*proc) []*proc) {
 	seed := startSeed(t)
-	ps := startProcs(t, 3)
-	sorted := byAddress(ps)
+	ps := byAddress(startProcs(t, 3))
 	killed := make(chan *proc, 1)
 	var once sync.Once
-	for _, p := range sorted {
-		if (p == sorted[0]) != founder {
-			continue
-		}
+	for _, p := range arm(ps) {
 		p.n.crash = func(at string) {
 			if at != point {
 				return
@@ -129,26 +135,23 @@ func killAt(t *testing.T, point string, keep int, founder bool) {
 		}
 	}
 	ctx, cancel := context.WithCancel(testContext(t))
-	defer cancel()
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		// Its connection may die with the founder; whoever asks repeats.
-		sorted[1].admin().Init(ctx, &pb.InitRequest{Nodes: addrs(ps), Splits: splitKeys(5)})
-	})
 	defer wg.Wait()
 	defer cancel()
+	wg.Go(func() {
+		// The answer may die with the founder; whoever asks, asks again.
+		ps[1].admin().Init(ctx, &pb.InitRequest{Nodes: addrs(ps), Splits: splitKeys(5)})
+	})
 	select {
 	case p := <-killed:
 		p.halt()
 		p.start()
 	case <-ctx.Done():
 		t.Fatalf("no node came to %q", point)
-	default:
-		waitKilledOrMade(t, ctx, killed, sorted, point)
 	}
 	var id string
 	eventually(t, "init", func(ctx context.Context) error {
-		resp, err := sorted[2].admin().Init(ctx, &pb.InitRequest{Nodes: addrs(ps), Splits: splitKeys(5)})
+		resp, err := ps[2].admin().Init(ctx, &pb.InitRequest{Nodes: addrs(ps), Splits: splitKeys(5)})
 		if err != nil {
 			return err
 		}
@@ -170,35 +173,6 @@ func killAt(t *testing.T, point string, keep int, founder bool) {
 		}
 	}
 	settled(t, ps[1], 5)
-}
-
-// waitKilledOrMade restarts the node that was killed. Points of the meta leader may come to a node that is not armed:
-// then the cluster is made without a kill.
-func waitKilledOrMade(t *testing.T, ctx context.Context, killed chan *proc, ps []*proc, point string) {
-	t.Helper()
-	made := make(chan struct{})
-	watch, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer stop()
-	wg.Go(func() {
-		for watch.Err() == nil {
-			st, err := ps[2].admin().ClusterStatus(watch, &pb.ClusterStatusRequest{})
-			if err == nil && st.ShardsCreating == 0 {
-				close(made)
-				return
-			}
-		}
-	})
-	select {
-	case p := <-killed:
-		p.halt()
-		p.start()
-	case <-made:
-		t.Logf("the cluster was made without passing %q on an armed node", point)
-	case <-ctx.Done():
-		t.Fatalf("no node came to %q", point)
-	}
 }
 
 func TestFullRestartFindsTheMetaShardFromTheIdents(t *testing.T) {
@@ -290,9 +264,64 @@ func TestFourthNodeJoinsAndServes(t *testing.T) {
 	}
 	late.start()
 	l.check(t, late)
-	if st, err := late.admin().NodeStatus(testContext(t), &pb.NodeStatusRequest{}); err != nil || st.NodeId != 4 || st.Incarnation != 2 {
+	st, err := late.admin().NodeStatus(testContext(t), &pb.NodeStatusRequest{})
+	if err != nil || st.NodeId != 4 || st.Incarnation != 2 {
 		t.Errorf("after a restart: %v %v", st, err)
 	}
+}
+
+func TestCopiedDataDirectoryIsFenced(t *testing.T) {
+	ps := startProcs(t, 3)
+	initAll(t, ps[0], ps, 2)
+	settled(t, ps[0], 2)
+	l := newLedger(startSeed(t))
+	l.put(t, ps[0], 10, 2)
+	// Both claim to be the same node. The copy has the higher incarnation: the original must end.
+	copied := newProc(t, "copy")
+	copied.fs = ps[2].fs.CrashClone(100, 1)
+	copied.start()
+	select {
+	case <-ps[2].done:
+	case <-copied.done:
+	case <-testContext(t).Done():
+		t.Fatal("both go on")
+	}
+	err := ps[2].err
+	if isClosed(copied.done) {
+		err = copied.err
+	}
+	if engine.ExitCode(err) != engine.ExitOtherStore {
+		t.Errorf("ended with %v, exit code %d", err, engine.ExitCode(err))
+	}
+	l.check(t, ps[0])
+}
+
+func TestOldCopyOfADataDirectoryIsFenced(t *testing.T) {
+	ps := startProcs(t, 3)
+	initAll(t, ps[0], ps, 2)
+	settled(t, ps[0], 2)
+	old := ps[2].fs.CrashClone(100, 1)
+	for range 2 {
+		if err := ps[2].term(); err != nil {
+			t.Fatal(err)
+		}
+		ps[2].start()
+		settled(t, ps[2], 2)
+	}
+	if err := ps[2].term(); err != nil {
+		t.Fatal(err)
+	}
+	ps[2].fs = old
+	ps[2].start()
+	select {
+	case <-ps[2].done:
+	case <-testContext(t).Done():
+		t.Fatal("it goes on")
+	}
+	if engine.ExitCode(ps[2].err) != engine.ExitOtherStore {
+		t.Errorf("ended with %v, exit code %d", ps[2].err, engine.ExitCode(ps[2].err))
+	}
+	newLedger(startSeed(t)).put(t, ps[0], 10, 2)
 }
 
 func TestStoppingNodeHandsItsLeadershipsOver(t *testing.T) {

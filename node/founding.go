@@ -73,6 +73,17 @@ func (m *member) advanceFounding(ctx context.Context, f *placement.Founding, ado
 	if !leads && m.self != f.Nodes[0].ID {
 		return nil
 	}
+	// The local replica may be far behind. A finished cluster adopts nobody: a node at a founding address that is empty
+	// now has lost its disk and must not come back under its old name. In its first life the founder need not ask, and
+	// without a quorum there is nobody to ask.
+	if leads || m.incarnation > 1 {
+		ask, cancel := context.WithTimeout(ctx, forwardTimeout)
+		now, err := m.dir.Founding(ask)
+		cancel()
+		if err == nil && now == nil {
+			return nil
+		}
+	}
 	errs := []error{m.adoptAll(ctx, f, adopted)}
 	if _, leads = m.leadsMeta(); !leads {
 		return errors.Join(errs...)

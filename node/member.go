@@ -193,7 +193,7 @@ func (m *member) run(ctx context.Context) error {
 	return err
 }
 
-// drainServer lets calls and streams finish, within limit.
+// drainServer tells clients to go elsewhere and lets their calls and operations finish, within limit.
 func (m *member) drainServer(limit time.Duration) {
 	done := make(chan struct{})
 	go func() {
@@ -203,9 +203,10 @@ func (m *member) drainServer(limit time.Duration) {
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-done:
+	case <-m.n.calls.wait():
 	case <-t.C:
+		m.log.Warn("not everything was answered before the stop", "limit", limit)
 	}
-	m.n.server.Stop() // ends what is left, and so the goroutine
+	m.n.server.Stop() // ends the raft streams of the others, and so the goroutine
 	<-done
 }

@@ -46,6 +46,7 @@ type Node struct {
 	drain   chan struct{}          // closed when the streams of clients are to end
 	fail    chan error             // capacity 1: what ends Run early
 	streams sync.WaitGroup         // readers of batched streams
+	calls   calls
 
 	stopping atomic.Bool
 

@@ -20,8 +20,8 @@ import (
 // Unavailable until the node is one.
 func (n *Node) newServer() {
 	n.late = &lateServices{}
-	opts := append(transport.ServerOptions(), grpc.UnknownServiceHandler(n.late.serve))
-	n.server = grpc.NewServer(opts...)
+	n.server = grpc.NewServer(append(transport.ServerOptions(),
+		grpc.UnknownServiceHandler(n.late.serve), grpc.UnaryInterceptor(n.calls.unary))...)
 	n.health = health.NewServer()
 	n.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	healthpb.RegisterHealthServer(n.server, n.health)

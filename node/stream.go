@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -46,6 +47,7 @@ type opStream struct {
 	class transport.Class
 	s     *transport.Stream
 	wake  chan struct{} // capacity 1
+	sent  prometheus.Counter
 
 	mu struct {
 		sync.Mutex
@@ -85,7 +87,11 @@ func (n *Node) serveBatch(class transport.Class, s *transport.Stream) error {
 	if err != nil {
 		return err
 	}
-	st := &opStream{n: n, m: m, class: class, s: s, wake: make(chan struct{}, 1)}
+	n.calls.enter()
+	defer n.calls.leave()
+	st := &opStream{
+		n: n, m: m, class: class, s: s, wake: make(chan struct{}, 1), sent: n.metrics.frames.WithLabelValues("out"),
+	}
 	n.metrics.streams.Inc()
 	defer n.metrics.streams.Dec()
 	// The reader ends when this handler has returned, or before; Run joins it.
@@ -348,10 +354,10 @@ func (st *opStream) encodeSlot(f *finished) {
 	a.released = append(a.released, f.slot)
 }
 
-// room returns the answer buffer with a frame's worth of room, or enough for n bytes.
+// room returns the answer buffer, a new one with a frame's worth of room or enough for n bytes if there is none.
 func (st *opStream) room(n int) []byte {
 	if st.answers.buf == nil {
-		return transport.GetBuffer(max(answerFrame, n))
+		return transport.GetBuffer(max(2*answerFrame, n)) // the last answer may reach over the cut
 	}
 	return st.answers.buf
 }
@@ -366,7 +372,7 @@ func (st *opStream) flush() error {
 	if err := st.s.Send(buf); err != nil {
 		return fmt.Errorf("send answers: %w", err)
 	}
-	st.n.metrics.frames.WithLabelValues("out").Inc()
+	st.sent.Inc()
 	return nil
 }
 

@@ -197,6 +197,7 @@ func (r *Router) judge(ctx context.Context, f *flight) {
 		f.fail(kind, err)
 		return
 	case unsure:
+		f.entry.forget(f.store) // so that the next operation asks around
 		r.metrics.ambiguous.Inc()
 		f.fail(ErrAmbiguous, err)
 		return

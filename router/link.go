@@ -40,6 +40,8 @@ type link struct {
 		free      []uint32
 		down      error // why the last open failed; operations before downUntil fail with it at once
 		downUntil time.Time
+		silent    time.Time // when the first frame since the last answer was sent; zero if none was
+		probed    time.Time // when the probe that is under way was queued; zero if none is
 	}
 }
 
@@ -68,22 +70,55 @@ const (
 
 // send queues one operation.
 func (l *link) send(op *wire.Op, done func(wire.Answer, error)) {
-	size := op.Size()
 	l.mu.Lock()
-	var err error
-	switch {
-	case l.mu.closed:
-		err = errMuxClosed
-	case l.mu.down != nil && time.Now().Before(l.mu.downUntil):
-		err = l.mu.down
-	case l.mu.bytes > 0 && l.mu.bytes+size > l.mux.cfg.QueueBytes:
-		err = fmt.Errorf("%d bytes wait for %s: %w: %w", l.mu.bytes, l.to, ErrQueueFull, ErrNotSent)
-	}
-	if err != nil {
+	first := len(l.mu.frames) == 0 // the one that wakes the sender
+	if err := l.refuseLocked(op.Size()); err != nil {
 		l.mu.Unlock()
 		done(wire.Answer{}, err)
 		return
 	}
+	l.queueLocked(op, done)
+	l.mu.Unlock()
+	if first {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// refuseLocked says why an operation of size bytes may not be queued, if so.
+//
+// A node that hangs (stopped, or behind a connection that swallows) is noticed by silence: if nothing has come back for
+// a while, a probe goes out, which a living node answers at once, however long it may work on the rest. While a probe
+// stays unanswered new operations are refused as not sent, so that they can go to another replica; otherwise each of them
+// would wait for its deadline, and each write would end with an unknown outcome.
+func (l *link) refuseLocked(size int) error {
+	limit := l.mux.cfg.SilenceTimeout
+	switch {
+	case l.mu.closed:
+		return errMuxClosed
+	case l.mu.down != nil && time.Now().Before(l.mu.downUntil):
+		return l.mu.down
+	case l.mu.bytes > 0 && l.mu.bytes+size > l.mux.cfg.QueueBytes:
+		return fmt.Errorf("%d bytes wait for %s: %w: %w", l.mu.bytes, l.to, ErrQueueFull, ErrNotSent)
+	case l.mu.silent.IsZero():
+		return nil
+	case !l.mu.probed.IsZero():
+		if since := time.Since(l.mu.probed); since > limit {
+			return fmt.Errorf("%s has not answered a probe for %s: %w", l.to, since.Round(time.Millisecond), ErrNotSent)
+		}
+	case time.Since(l.mu.silent) > limit:
+		l.mu.probed = time.Now()
+		// No shard has id 0: refused at the door.
+		l.queueLocked(&wire.Op{Code: wire.OpGet, Key: base.UserStart(), Timeout: 1000}, func(wire.Answer, error) {})
+	}
+	return nil
+}
+
+// queueLocked encodes an operation into the last frame.
+func (l *link) queueLocked(op *wire.Op, done func(wire.Answer, error)) {
+	size := op.Size()
 	op.Req = l.newSlotLocked(done)
 	first := len(l.mu.frames) == 0
 	last := len(l.mu.frames) - 1
@@ -98,13 +133,6 @@ func (l *link) send(op *wire.Op, done func(wire.Answer, error)) {
 	}
 	l.mu.frames[last] = op.Append(l.mu.frames[last])
 	l.mu.bytes += size
-	l.mu.Unlock()
-	if first {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
-	}
 }
 
 func (l *link) newSlotLocked(done func(wire.Answer, error)) uint64 {
@@ -252,6 +280,9 @@ func (l *link) take(s *stream) [][]byte {
 		}
 	}
 	l.mux.metrics.ops.Add(float64(ops))
+	if ops > 0 && l.mu.silent.IsZero() {
+		l.mu.silent = time.Now()
+	}
 	l.mu.lastTake = l.mu.bytes
 	l.mu.frames, l.mu.bytes = nil, 0
 	return frames
@@ -313,7 +344,7 @@ func (l *link) retire(s *stream, err error) {
 		l.mu.Unlock()
 		return
 	}
-	l.mu.stream = nil
+	l.mu.stream, l.mu.silent, l.mu.probed = nil, time.Time{}, time.Time{}
 	dones := l.collectLocked(slotSent)
 	closed := l.mux.ctx.Err() != nil
 	l.mu.Unlock()
@@ -380,6 +411,7 @@ func (l *link) deliver(frame []byte, batch []delivery) ([]delivery, error) {
 		batch = append(batch, d)
 	}
 	l.mu.Lock()
+	l.mu.silent, l.mu.probed = time.Time{}, time.Time{}
 	for i := range batch {
 		req := batch[i].answer.Req
 		if s := l.slotLocked(req); s != nil && s.state == slotSent {

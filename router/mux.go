@@ -40,8 +40,11 @@ type MuxConfig struct {
 	// RedialMin and RedialMax bound the pause after a stream could not be opened, which doubles and is jittered; within it
 	// operations fail at once with ErrNotSent. Defaults 20 ms and 1 s.
 	RedialMin, RedialMax time.Duration
-	Logger               *slog.Logger          // nil: silent
-	Registerer           prometheus.Registerer // nil: no metrics
+	// SilenceTimeout is how long a node may send nothing, with operations in flight, before it is probed, and again how
+	// long the probe may take before new operations are refused with ErrNotSent. Default 1 s.
+	SilenceTimeout time.Duration
+	Logger         *slog.Logger          // nil: silent
+	Registerer     prometheus.Registerer // nil: no metrics
 }
 
 func (c MuxConfig) withDefaults() MuxConfig {
@@ -56,6 +59,9 @@ func (c MuxConfig) withDefaults() MuxConfig {
 	}
 	if c.OpenTimeout <= 0 {
 		c.OpenTimeout = 3 * time.Second
+	}
+	if c.SilenceTimeout <= 0 {
+		c.SilenceTimeout = time.Second
 	}
 	if c.RedialMin <= 0 {
 		c.RedialMin = 20 * time.Millisecond

@@ -240,6 +240,58 @@ func TestMuxTakesBackOnlyWhatHasNotLeft(t *testing.T) {
 	})
 }
 
+func TestMuxRefusesNewOperationsToANodeThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newRig(MuxConfig{})
+		defer m.Close()
+		var got [][]byte
+		m.send(0)
+		p := <-m.streams
+		take := func() (ops []wire.Op) {
+			f := <-p.sent
+			got = append(got, f)
+			return opsOf(t, f)
+		}
+		take()
+		// A node that works on something long is alive: it answers the probe.
+		time.Sleep(1500 * time.Millisecond)
+		a, _ := m.send(1)
+		ops := take()
+		if len(ops) != 2 || ops[0].Shard != 0 || ops[0].Code != wire.OpGet {
+			t.Fatalf("after silence went %+v, want a probe and the operation", ops)
+		}
+		p.answers <- (&wire.Answer{Code: wire.ShardNotFound, Req: ops[0].Req}).Append(nil)
+		synctest.Wait()
+		time.Sleep(1500 * time.Millisecond)
+		m.send(2)
+		if ops := take(); len(ops) != 1 {
+			t.Fatalf("an idle wait counts as silence: %+v", ops)
+		}
+		// From here on it hangs.
+		time.Sleep(1500 * time.Millisecond)
+		m.send(3)
+		take()
+		time.Sleep(1500 * time.Millisecond)
+		b, _ := m.send(4)
+		if o := <-b; !errors.Is(o.err, ErrNotSent) {
+			t.Fatal(o.err)
+		}
+		// It comes back and answers everything.
+		for _, f := range got {
+			p.answers <- echo(t, f)
+		}
+		if o := <-a; o.err != nil {
+			t.Error(o.err)
+		}
+		synctest.Wait()
+		c, _ := m.send(5)
+		p.answers <- echo(t, <-p.sent)
+		if o := <-c; o.err != nil {
+			t.Error(o.err)
+		}
+	})
+}
+
 func TestMuxBoundsItsQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newRig(MuxConfig{QueueBytes: 10 << 10, FrameBytes: 1 << 10})

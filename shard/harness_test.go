@@ -363,16 +363,25 @@ func (c *cluster) put(shard base.ShardID, key, value string) wire.Answer {
 	return ans
 }
 
-// get reads linearizably at the leader.
-func (c *cluster) get(shard base.ShardID, key string) (string, bool) {
+// get reads linearizably at the leader, whoever that is by then.
+func (c *cluster) get(shard base.ShardID, key string) (value string, ok bool) {
 	c.t.Helper()
-	n := c.leader(shard)
 	a := newAnswers(c.t)
-	req := c.readIndex(n, shard, a, 0)
-	c.until("read index", func() bool { _, ok := a.of(req); return ok })
-	if ans, _ := a.of(req); ans.Code != wire.OK {
-		c.t.Fatalf("read index: %s %s", ans.Code, ans.Payload)
-	}
+	var n *testNode
+	var req uint64
+	c.until("read index", func() bool {
+		if ans, done := a.of(req); n == nil || done && ans.Code == wire.NotLeader {
+			if n = c.leader(shard); n != nil {
+				req = c.readIndex(n, shard, a, 0)
+			}
+			return false
+		}
+		ans, done := a.of(req)
+		if done && ans.Code != wire.OK {
+			c.t.Fatalf("read index: %s %s", ans.Code, ans.Payload)
+		}
+		return done
+	})
 	return c.local(n, shard, key)
 }
 

@@ -21,7 +21,6 @@ import (
 // demoCluster is a few nodes in this process. start and stop are called once each, in this order.
 type demoCluster struct {
 	nodes  []*node.Node
-	dirs   []string
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
@@ -66,18 +65,16 @@ func newDemoCluster(ctx context.Context, dir string, count int, log *slog.Logger
 		if len(st.Nodes) > 0 {
 			listen = st.Nodes[i]
 		}
-		name := fmt.Sprintf("node%d", i+1)
-		sub := filepath.Join(dir, name)
 		n, err := node.New(node.Config{
-			DataDir: sub, Listen: listen, HTTP: "127.0.0.1:0", Logger: log,
+			DataDir: filepath.Join(dir, fmt.Sprintf("node%d", i+1)), Listen: listen, HTTP: "127.0.0.1:0", Logger: log,
 			Version: cli.ReadVersion().String(), StopTimeout: 5 * time.Second,
 			Settings: node.Settings{CacheBytes: 64 << 20, MemTableBytes: 32 << 20, EntryCacheBytes: 32 << 20},
 			Fatal:    d.fatal,
 		})
 		if err != nil {
-			return nil, errors.Join(startError(sub, err), d.abandon())
+			return nil, errors.Join(startError(err), d.abandon())
 		}
-		d.nodes, d.dirs = append(d.nodes, n), append(d.dirs, sub)
+		d.nodes = append(d.nodes, n)
 	}
 	if b, err = json.Marshal(demoState{Nodes: d.addrs()}); err == nil {
 		err = os.WriteFile(path, append(b, '\n'), 0o644)
@@ -90,10 +87,10 @@ func newDemoCluster(ctx context.Context, dir string, count int, log *slog.Logger
 
 // start runs all nodes. The context that it returns ends with that of newDemoCluster or with the first node that fails.
 func (d *demoCluster) start() context.Context {
-	for i, n := range d.nodes {
+	for _, n := range d.nodes {
 		d.wg.Go(func() {
 			if err := n.Run(d.ctx); err != nil && !errors.Is(err, context.Canceled) {
-				d.fatal(startError(d.dirs[i], err))
+				d.fatal(startError(err))
 			}
 		})
 	}

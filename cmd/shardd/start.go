@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -61,12 +60,12 @@ func start(c *cobra.Command, cfg *config.Config, table []*config.Setting) error 
 		},
 	})
 	if err != nil {
-		return startError(cfg.DataDir, err)
+		return startError(err)
 	}
 	log.Info("started", "address", n.Addr(), "http", n.HTTPAddr(), "data_dir", cfg.DataDir, "version", cli.ReadVersion().String())
 	err = n.Run(c.Context())
 	if err != nil && !errors.Is(err, context.Canceled) {
-		return startError(cfg.DataDir, err)
+		return startError(err)
 	}
 	log.Info("stopped")
 	return nil
@@ -102,22 +101,7 @@ func limitMemory(cfg *config.Config, log *slog.Logger, table []*config.Setting) 
 	}
 }
 
-// startError gives an error of the data directory its exit code and says what to do.
-func startError(dir string, err error) error {
-	code := engine.ExitCode(err)
-	next := map[int]string{
-		10: fmt.Sprintf("Another process uses %s: stop it, or give this node a directory of its own.", dir),
-		11: fmt.Sprintf("%s belongs to another cluster than the nodes it talks to: start it with the directory, --join and "+
-			"--listen of one cluster.", dir),
-		12: fmt.Sprintf("%s belongs to another node, or is an older copy of one that has run since: never run a copy. Start "+
-			"with an empty directory and --join instead.", dir),
-		13: fmt.Sprintf("The data in %s is damaged. The other nodes still hold it: keep %s aside, then start with an empty "+
-			"directory and --join.", dir, dir),
-		14: fmt.Sprintf("The disk of %s is full: make room and start again. Nothing that was acknowledged is lost.", dir),
-		15: fmt.Sprintf("A newer shardd has written %s: start that version.", dir),
-	}[code]
-	if code == 0 {
-		code = cli.ExitFailed
-	}
-	return &cli.Error{Code: code, Err: err, Next: next}
+// startError gives an error its exit code. The engine's text names the directory and what to do.
+func startError(err error) error {
+	return &cli.Error{Code: max(engine.ExitCode(err), cli.ExitFailed), Err: err}
 }

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -49,9 +48,6 @@ type Proc struct {
 	cmd  *exec.Cmd
 	log  *os.File
 	done chan struct{} // closed once the process has been waited for
-
-	mu  sync.Mutex
-	err error
 }
 
 // StartProc starts a process whose output is appended to logPath. The environment has no SHARDD_ variables of ours.
@@ -71,10 +67,7 @@ func StartProc(name, logPath, binary string, args ...string) (*Proc, error) {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go func() {
-		err := p.cmd.Wait()
-		p.mu.Lock()
-		p.err = err
-		p.mu.Unlock()
+		_ = p.cmd.Wait() // the exit code says it all
 		log.Close()
 		close(p.done)
 	}()
@@ -129,12 +122,14 @@ func (p *Proc) Stop(wait time.Duration) (int, error) {
 
 // Wait waits for the end and returns the exit code, -1 if a signal ended it.
 func (p *Proc) Wait(wait time.Duration) (int, error) {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-p.done:
-	case <-timer.C:
-		return -1, fmt.Errorf("%s still runs after %s", p.Name, wait)
+	if p.Running() {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-p.done:
+		case <-timer.C:
+			return -1, fmt.Errorf("%s still runs after %s", p.Name, wait)
+		}
 	}
 	return p.cmd.ProcessState.ExitCode(), nil
 }

@@ -78,8 +78,8 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// BenchmarkApplyCommit measures puts into a memtable that is already large, where insertion is most of the cost. With
-// keys emitted as they come instead of sorted it was measured SORTGAIN.
+// BenchmarkApplyCommit measures puts of uniform keys into a memtable that is already large, where insertion is most of
+// the cost.
 func BenchmarkApplyCommit(b *testing.B) {
 	s := &store{tb: b, memTable: 64 << 20} // as on disk
 	s.create()

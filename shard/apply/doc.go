@@ -45,8 +45,8 @@
 // cut off the list if a condition fails.
 //
 // At the end the list becomes the batch: between two range deletions every key keeps its last write and the keys are
-// emitted sorted, which is what the memtable likes. A range deletion stays where it is, since in one Pebble batch it
-// hides only what comes before it.
+// emitted sorted, so a key that is written twice is inserted once. A range deletion stays where it is, since in one
+// batch it hides only what comes before it.
 //
 // # Crashes
 //

@@ -1,0 +1,217 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shardd/shardd/bench"
+	"github.com/shardd/shardd/bench/ycsb"
+	"github.com/shardd/shardd/e2e/harness"
+)
+
+// figures returns the folder that the figures of this run go to: docs/results if SHARDD_E2E=figures, so that a run that
+// was interrupted goes on where it stopped; a temporary one otherwise, for a run of a tenth.
+func figures(t *testing.T, name string) (dir string, full bool) {
+	t.Helper()
+	if os.Getenv("SHARDD_E2E") != "figures" {
+		return t.TempDir(), false
+	}
+	root, err := harness.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(root, "docs", "results", name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir, true
+}
+
+// YCSB A to F on three processes, 16 shards, 1 KiB records, fsync on, with 64 and with 256 clients.
+func TestFiguresOfYCSB(t *testing.T) {
+	bin := binaries(t)
+	dir, full := figures(t, "ycsb")
+	cfg := bench.MatrixConfig{Dir: dir, AnyCluster: true, Progress: func(s string) { t.Log(s) }}
+	if !full {
+		cfg.Records, cfg.Duration, cfg.Warmup, cfg.Clients = 2000, 2*time.Second, 500*time.Millisecond, []int{64}
+	}
+	c := harness.New(t, bin, 3)
+	c.StartAll()
+	c.Init(ycsbSplits(t, 16, 100_000))
+	c.WaitHealthy()
+	cfg.Endpoints = c.Addrs()
+	cells, err := bench.Matrix(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cell := range cells {
+		if cell.Report.Total.Count == 0 || cell.Report.Total.ErrorCount > 0 {
+			t.Errorf("workload %s with %d clients: %d operations, %d errors", cell.Workload, cell.Clients,
+				cell.Report.Total.Count, cell.Report.Total.ErrorCount)
+		}
+		if cell.Workload == "a" && (cell.GroupsPerCommit <= 1 || cell.WritesPerCommit <= 1) {
+			t.Errorf("a synced commit carries %.1f groups and %.1f writes: nothing is batched", cell.GroupsPerCommit,
+				cell.WritesPerCommit)
+		}
+	}
+	t.Logf("\n%s", bench.Table(cells))
+}
+
+// idle is what replicas cost that nobody uses.
+type idle struct {
+	Machine  ycsb.Machine `json:"machine"`
+	Shards   int          `json:"shards"`
+	Replicas int          `json:"replicas_per_node"`
+	// Of one node, mean of the three, a cluster of one shard beside one of many.
+	RSSBase     uint64  `json:"rss_bytes_one_shard"`
+	RSS         uint64  `json:"rss_bytes"`
+	HeapBase    uint64  `json:"live_heap_bytes_one_shard"`
+	Heap        uint64  `json:"live_heap_bytes"`
+	HeapPer1000 float64 `json:"live_heap_bytes_per_1000_replicas"`
+	RSSPer1000  float64 `json:"rss_bytes_per_1000_replicas"`
+	// Of one core, one node, while nothing happens but ticks and heartbeats.
+	CPUBase float64 `json:"cpu_percent_one_shard"`
+	CPU     float64 `json:"cpu_percent"`
+}
+
+// What a thousand shards cost in memory and processor time while nobody uses them, awake: every replica ticks.
+func TestFiguresOfIdleShards(t *testing.T) {
+	bin := binaries(t)
+	dir, full := figures(t, "idle")
+	shards, watch := 100, 5*time.Second
+	if full {
+		shards, watch = 1000, 30*time.Second
+	}
+	path := filepath.Join(dir, "idle.json")
+	if _, err := os.Stat(path); err == nil {
+		t.Logf("%s is there: not measured again", path)
+		return
+	}
+	var out idle
+	out.Machine = ycsb.DescribeMachine()
+	out.Shards, out.Replicas = shards, shards+1
+	out.RSSBase, out.HeapBase, out.CPUBase = measureIdle(t, bin, 1, watch)
+	out.RSS, out.Heap, out.CPU = measureIdle(t, bin, shards, watch)
+	out.RSSPer1000 = (float64(out.RSS) - float64(out.RSSBase)) * 1000 / float64(shards-1)
+	out.HeapPer1000 = (float64(out.Heap) - float64(out.HeapBase)) * 1000 / float64(shards-1)
+	text, err := json.MarshalIndent(out, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", text)
+	if full {
+		return
+	}
+	if out.Heap <= out.HeapBase {
+		t.Errorf("live heap of %d shards is %d bytes, of one shard %d: nothing was measured", shards, out.Heap, out.HeapBase)
+	}
+}
+
+// ycsbSplits divides the keys of that many YCSB records evenly.
+func ycsbSplits(t *testing.T, shards int, records int) [][]byte {
+	t.Helper()
+	p := ycsb.Properties{"recordcount": strconv.Itoa(records)}
+	splits, err := ycsb.Splits(p, shards)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return splits
+}
+
+// measureIdle returns the mean of three nodes.
+func measureIdle(t *testing.T, bin harness.Binaries, shards int, watch time.Duration) (rss, heap uint64, cpu float64) {
+	t.Helper()
+	c := harness.New(t, bin, 3)
+	for _, n := range c.Nodes {
+		n.Args = append(n.Args, "--pprof")
+	}
+	c.StartAll()
+	c.Init(ycsbSplits(t, shards, 100_000))
+	c.WaitHealthy()
+	ctx, cancel := context.WithTimeout(t.Context(), watch+harness.Patience)
+	defer cancel()
+	before := cpuOf(t, c)
+	select { // not a wait for a condition: this is the time over which the processor is watched
+	case <-time.After(watch):
+	case <-ctx.Done():
+	}
+	spent := cpuOf(t, c) - before
+	for _, n := range c.Nodes {
+		use := scrape(t, n.HTTP)
+		rss += uint64(use["process_resident_memory_bytes"]) / 3
+		heap += liveHeap(t, n.HTTP) / 3
+	}
+	for i := range c.Nodes {
+		c.Kill(i)
+	}
+	return rss, heap, spent.Seconds() / 3 / watch.Seconds() * 100
+}
+
+// cpuOf is the processor time that all nodes have used.
+func cpuOf(t *testing.T, c *harness.Cluster) time.Duration {
+	t.Helper()
+	var sum float64
+	for _, n := range c.Nodes {
+		sum += scrape(t, n.HTTP)["process_cpu_seconds_total"]
+	}
+	return time.Duration(sum * float64(time.Second))
+}
+
+// scrape reads the metrics without labels of one node.
+func scrape(t *testing.T, addr string) map[string]float64 {
+	t.Helper()
+	out := map[string]float64{}
+	for line := range strings.Lines(get(t, "http://"+addr+"/metrics")) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if v, err := strconv.ParseFloat(value, 64); ok && err == nil {
+			out[name] = v
+		}
+	}
+	return out
+}
+
+// liveHeap is the heap in use right after a collection, which the heap profile asks for.
+func liveHeap(t *testing.T, addr string) uint64 {
+	t.Helper()
+	for line := range strings.Lines(get(t, "http://"+addr+"/debug/pprof/heap?gc=1&debug=1")) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "# HeapAlloc = "); ok {
+			n, err := strconv.ParseUint(v, 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatal(fmt.Errorf("heap profile of %s names no HeapAlloc", addr))
+	return 0
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("get %s: %s %v", url, resp.Status, err)
+	}
+	return string(body)
+}
