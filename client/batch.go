@@ -79,8 +79,8 @@ func (b *Batch) append(s *wire.Sub) *Batch {
 	return b
 }
 
-// Batch runs the steps of b in order, all or nothing, and returns the version of what it wrote. All keys must lie in one
-// shard (else ErrCrossShard). If a condition does not hold, nothing is written and it fails with ErrConflict.
+// Batch runs the steps of b in order, all or nothing, and returns the version of what it wrote. All keys must lie in
+// one shard (else ErrCrossShard). If a condition does not hold, nothing is written and it fails with ErrConflict.
 func (r *Range) Batch(ctx context.Context, b *Batch) (version uint64, err error) {
 	const op = "batch"
 	if b.err != nil {
@@ -103,7 +103,7 @@ func (r *Range) Batch(ctx context.Context, b *Batch) (version uint64, err error)
 			return 0, opError(op, s.Key[1:], fmt.Errorf("step %d: %w", i, r.outside()))
 		}
 	}
-	a, err := r.db.do(ctx, wire.Op{Code: wire.OpBatch, Key: first, Value: b.steps})
+	a, trace, err := r.db.do(ctx, wire.Op{Code: wire.OpBatch, Key: first, Value: b.steps})
 	switch {
 	case err != nil:
 		return 0, opError(op, first[1:], err)
@@ -112,7 +112,7 @@ func (r *Range) Batch(ctx context.Context, b *Batch) (version uint64, err error)
 		if len(a.Payload) >= 4 {
 			c.Step = int(binary.BigEndian.Uint32(a.Payload))
 		}
-		return 0, opError(op, first[1:], c)
+		return 0, resultError(op, first[1:], trace, c)
 	}
 	return a.Arg, nil
 }

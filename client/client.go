@@ -124,11 +124,17 @@ func (db *DB) newRange(lo, hi []byte) *Range {
 }
 
 // do runs one routed operation.
-func (db *DB) do(ctx context.Context, op wire.Op) (wire.Answer, error) {
+func (db *DB) do(ctx context.Context, op wire.Op) (wire.Answer, router.Trace, error) {
 	if db.closed.Load() {
-		return wire.Answer{}, ErrClosed
+		return wire.Answer{}, router.Trace{}, ErrClosed
 	}
-	return db.router.Do(ctx, op)
+	return db.router.DoTraced(ctx, op)
+}
+
+// resultError is an OpError for an answer that came, with what the caller has to take as a failure.
+func resultError(op string, key []byte, t router.Trace, err error) error {
+	return &OpError{Op: op, Key: bytes.Clone(key), Shard: uint64(t.Shard), Node: uint64(t.Store), Attempts: t.Attempts,
+		Elapsed: t.Elapsed, Err: err}
 }
 
 // opError makes the public form of an error. What the router knows of the attempts goes into its fields.

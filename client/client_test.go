@@ -58,6 +58,11 @@ func TestOperationsOverRealConnections(t *testing.T) {
 	if !errors.Is(err, client.ErrConflict) || !errors.As(err, &c) || c.Version != v2 {
 		t.Errorf("stale swap: %v", err)
 	}
+	var oe *client.OpError
+	if !errors.As(err, &oe) || oe.Op != "compare-and-swap" || string(oe.Key) != "a" || oe.Shard == 0 || oe.Node != 1 ||
+		oe.Attempts != 1 || oe.Elapsed <= 0 {
+		t.Errorf("stale swap: %#v lacks where it was decided", oe)
+	}
 	if err := all.CompareAndDelete(ctx, []byte("a"), v1); !errors.Is(err, client.ErrConflict) {
 		t.Errorf("stale delete: %v", err)
 	}
@@ -99,7 +104,8 @@ func TestOperationsOverRealConnections(t *testing.T) {
 	if err := db.Prefix([]byte("b")).DeleteAll(ctx); err != nil {
 		t.Error(err)
 	}
-	if values, err := all.MultiGet(ctx, []byte("b"), []byte("c")); err != nil || values[0].Exists() || !values[1].Exists() {
+	values, err = all.MultiGet(ctx, []byte("b"), []byte("c"))
+	if err != nil || values[0].Exists() || !values[1].Exists() {
 		t.Errorf("after deleting the prefix: %+v, %v", values, err)
 	}
 }
@@ -128,7 +134,8 @@ func TestScanOfARange(t *testing.T) {
 		{"reverse", []client.ScanOption{client.Reverse()}, "k089", "k010", 80},
 		{"prefetch", []client.ScanOption{client.Prefetch()}, "k010", "k089", 80},
 		{"limit", []client.ScanOption{client.Limit(37)}, "k010", "k046", 37},
-		{"all", []client.ScanOption{client.Limit(37), client.Reverse(), client.KeysOnly(), client.Prefetch()}, "k089", "k053", 37},
+		{"all", []client.ScanOption{client.Limit(37), client.Reverse(), client.KeysOnly(), client.Prefetch()},
+			"k089", "k053", 37},
 	} {
 		var keys []string
 		for row, err := range r.Scan(ctx, tc.opts...) {
@@ -172,8 +179,10 @@ func TestMistakesAreRefusedBeforeAnyIO(t *testing.T) {
 		{"put outside", second(users.Put(ctx, out, nil)), client.ErrOutOfRange, ""},
 		{"delete outside", users.Delete(ctx, out), client.ErrOutOfRange, ""},
 		{"swap outside", second(users.CompareAndSwap(ctx, out, 1, nil)), client.ErrOutOfRange, ""},
-		{"batch outside", second(users.Batch(ctx, client.NewBatch().Put(in, nil).Delete(out))), client.ErrOutOfRange, "step 1"},
-		{"condition outside", second(users.Batch(ctx, client.NewBatch().IfAbsent(out).Delete(in))), client.ErrOutOfRange, "step 0"},
+		{"batch outside", second(users.Batch(ctx, client.NewBatch().Put(in, nil).Delete(out))),
+			client.ErrOutOfRange, "step 1"},
+		{"condition outside", second(users.Batch(ctx, client.NewBatch().IfAbsent(out).Delete(in))),
+			client.ErrOutOfRange, "step 0"},
 		{"range delete outside", second(users.Batch(ctx, client.NewBatch().DeleteRange(in, out))), client.ErrOutOfRange, ""},
 		{"empty key", second(users.Get(ctx, nil)), client.ErrInvalid, "empty key"},
 		{"empty key in batch", second(users.Batch(ctx, client.NewBatch().Put(nil, nil))), client.ErrInvalid, "empty key"},
@@ -191,7 +200,8 @@ func TestMistakesAreRefusedBeforeAnyIO(t *testing.T) {
 		{"oversized prefix", db.Prefix(append(big, 'x')).DeleteAll(ctx), client.ErrInvalid, "4096"},
 	} {
 		var oe *client.OpError
-		if !errors.Is(tc.err, tc.want) || !errors.As(tc.err, &oe) || oe.Attempts != 0 || !strings.Contains(tc.err.Error(), tc.text) {
+		if !errors.Is(tc.err, tc.want) || !errors.As(tc.err, &oe) || oe.Attempts != 0 ||
+			!strings.Contains(tc.err.Error(), tc.text) {
 			t.Errorf("%s: %v, want %v with %q", tc.name, tc.err, tc.want, tc.text)
 		}
 	}
@@ -298,7 +308,8 @@ func TestOpenAsksTheNextEndpointAndGivesUpAtTheDeadline(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := client.Open(ctx, []string{dead}); !errors.Is(err, client.ErrUnavailable) || !strings.Contains(err.Error(), dead) {
+	_, err = client.Open(ctx, []string{dead})
+	if !errors.Is(err, client.ErrUnavailable) || !strings.Contains(err.Error(), dead) {
 		t.Errorf("dead endpoint: %v", err)
 	}
 	n.refuse.Store(true)

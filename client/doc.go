@@ -11,8 +11,8 @@
 //
 // Errors are *OpError and match one of the sentinels of this package with errors.Is. ErrAmbiguous is the only one after
 // which a write may have happened; every other error of a write is definite. The client itself repeats whatever is safe
-// to repeat until the context's deadline (or the default of WithTimeout), so callers need no retry loop of their own for
-// anything but ErrAmbiguous.
+// to repeat until the context's deadline (or the default of WithTimeout), so callers need no retry loop of their own
+// for anything but ErrAmbiguous.
 //
 // The package never caches values, never sends a write twice, and keeps no state on disk.
 package client

@@ -22,7 +22,8 @@ import (
 )
 
 // fakeNode is a node in memory behind a real gRPC server: it speaks the frames and the look-up, and nothing else. It
-// lets a test see what was sent and break what is open. The rules of shards it knows are those that the client relies on.
+// lets a test see what was sent and break what is open. The rules of shards it knows are those that the client relies
+// on.
 type fakeNode struct {
 	sharddv1.UnimplementedRouteServiceServer
 	addr    string

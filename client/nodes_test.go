@@ -83,7 +83,8 @@ func TestClusterLosesANodeUnderLoad(t *testing.T) {
 	if len(found) > len(acked)+unknown {
 		t.Errorf("%d rows, %d acknowledged and %d unknown", len(found), len(acked), unknown)
 	}
-	if _, err := all.Batch(ctx, client.NewBatch().Put([]byte("a"), nil).Put([]byte("z"), nil)); !errors.Is(err, client.ErrCrossShard) {
+	wide := client.NewBatch().Put([]byte("a"), nil).Put([]byte("z"), nil)
+	if _, err := all.Batch(ctx, wide); !errors.Is(err, client.ErrCrossShard) {
 		t.Errorf("batch over two shards: %v", err)
 	}
 	if err := all.DeleteAll(ctx); err != nil {

@@ -36,12 +36,12 @@ func (r *Range) Get(ctx context.Context, key []byte) (Value, error) {
 	if err := r.check(op, key, nil); err != nil {
 		return Value{}, err
 	}
-	a, err := r.db.do(ctx, wire.Op{Code: wire.OpGet, Key: base.UserKey(key)})
+	a, trace, err := r.db.do(ctx, wire.Op{Code: wire.OpGet, Key: base.UserKey(key)})
 	switch {
 	case err != nil:
 		return Value{}, opError(op, key, err)
 	case a.Code == wire.NotFound:
-		return Value{}, opError(op, key, ErrNotFound)
+		return Value{}, resultError(op, key, trace, ErrNotFound)
 	}
 	return Value{Bytes: a.Payload, Version: a.Arg}, nil
 }
@@ -106,17 +106,18 @@ func (r *Range) write(ctx context.Context, name string, key []byte, op wire.Op) 
 		return 0, err
 	}
 	op.Key = base.UserKey(key)
-	a, err := r.db.do(ctx, op)
+	a, trace, err := r.db.do(ctx, op)
 	switch {
 	case err != nil:
 		return 0, opError(name, key, err)
 	case a.Code == wire.ConditionFailed:
-		return 0, opError(name, key, &ConflictError{Version: a.Arg})
+		return 0, resultError(name, key, trace, &ConflictError{Version: a.Arg})
 	}
 	return a.Arg, nil
 }
 
-// DeleteAll removes every key of the Range, shard by shard; it is atomic within a shard only.
+// DeleteAll removes every key of the Range, shard by shard; it is atomic within a shard only. After an error, even a
+// definite one, the shards before the one that failed are empty already.
 func (r *Range) DeleteAll(ctx context.Context) error {
 	const op = "delete-all"
 	if r.db.closed.Load() {

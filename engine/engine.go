@@ -97,9 +97,7 @@ func (e *Engine) Close() error {
 
 	e.probe.close()
 	e.syncs.close()
-	for _, c := range e.reg {
-		e.opts.Registerer.Unregister(c)
-	}
+	e.unregister()
 	var err error
 	if e.fatal.pebbleDead.Load() {
 		err = e.stopErr()

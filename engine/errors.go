@@ -70,7 +70,7 @@ var ErrStopped = errors.New("engine stopped")
 // permission, say) stay plain: they are neither damage nor a full disk. Everything else that Pebble refuses to open is
 // damage.
 func classify(dir string, err error) error {
-	if err == nil || ExitCode(err) != 0 {
+	if err == nil || ExitCode(err) != 0 || errors.Is(err, errMetrics) {
 		return err
 	}
 	var errno syscall.Errno

@@ -111,8 +111,8 @@ func (e *Engine) listener() *pebble.EventListener {
 		BackgroundError: func(err error) {
 			m.backgroundErrors.Inc()
 			log.log(slog.LevelError, "background work of the engine failed", slog.Any("error", err))
-			if e.fatal.opening.Load() { // Pebble would try for ever to flush what it has replayed, on a full disk say
-				e.fail(err)
+			if e.fatal.opening.Load() && !pebble.IsCorruptionError(err) {
+				e.fail(err) // on a full disk, say, Pebble would try for ever to flush what it has replayed
 			}
 		},
 		DataCorruption: func(i pebble.DataCorruptionInfo) {

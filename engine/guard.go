@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 
@@ -110,6 +112,24 @@ func (g guardFS) Remove(name string) error {
 
 func (g guardFS) RemoveAll(name string) error {
 	return g.change(func() error { return g.FS.RemoveAll(name) })
+}
+
+// Open keeps two kinds of damage from Pebble, which panics at a blob file with a bad footer and calls Fatalf for a table that
+// is gone. As errors of opening they reach whoever reads, and the store lives.
+func (g guardFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	file, err := g.FS.Open(name, opts...)
+	if err != nil {
+		if isTable(name) && errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%v: %w", err, ErrCorrupt) // without the system's error, which Pebble looks for
+		}
+		return nil, err
+	}
+	if isTable(name) && !isSST(name) {
+		if err := checkBlobFooter(file); err != nil {
+			return nil, errors.Join(fmt.Errorf("blob file %s: %w", g.PathBase(name), err), file.Close())
+		}
+	}
+	return file, nil
 }
 
 // Lock and Link need no guard: locks are taken before and files linked by ingests only, which check for ErrStopped.

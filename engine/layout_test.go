@@ -275,9 +275,13 @@ func FuzzMarker(f *testing.F) {
 	})
 }
 
-func FuzzManifestCheckNeverPanics(f *testing.F) {
+func FuzzRecordChecksNeverPanic(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 0, 0, 1})
-	f.Fuzz(func(t *testing.T, b []byte) { _ = checkRecords(b) })
+	f.Add(make([]byte, chunkBlock+30))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_ = checkRecords(b)
+		_ = checkLog(b, 7)
+	})
 }
 
 func TestIdentSurvivesReopenAndKeepsTheHighestIncarnations(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 
 // Open opens or creates the store in Options.Dir.
 //
-// Stages: look (refuse what is not ours, before anything is touched), lock, mark the directory as ours, check the
-// manifest, let Pebble recover, read the ident. A crash in any of them leaves a directory that opens again. Everything
+// Stages: look (refuse what is not ours, before anything is touched), lock, mark the directory as ours, check manifest
+// and log, let Pebble recover, read the ident. A crash in any of them leaves a directory that opens again. Everything
 // that Pebble replays from its log has been flushed and synced when Open returns: entries that an earlier life wrote but
 // never synced may be acknowledged now.
 //
@@ -38,17 +38,20 @@ func Open(o Options) (*Engine, error) {
 		e.events.close()
 		return nil, classify(o.Dir, err)
 	}
-	if err := e.loadIdent(); err != nil {
+	err := e.loadIdent()
+	if err == nil {
+		err = e.register()
+	}
+	e.fatal.opening.Store(false)
+	if e.fatal.stopped.Load() { // by Pebble's background work
+		err = errors.Join(e.openFailure(), err)
+	}
+	if err != nil {
+		e.unregister()
 		err = errors.Join(classify(o.Dir, err), e.db.Close(), e.lock.Close(), e.fsClose())
 		e.events.close()
 		return nil, err
 	}
-	if err := e.register(); err != nil {
-		err = errors.Join(err, e.db.Close(), e.lock.Close(), e.fsClose())
-		e.events.close()
-		return nil, err
-	}
-	e.fatal.opening.Store(false)
 	e.syncs.start(e)
 	e.probe.start(e)
 	return e, nil
@@ -89,6 +92,9 @@ func (e *Engine) openDB() (err error) {
 	if err := checkManifest(fs, dir); err != nil {
 		return err
 	}
+	if err := checkLastLog(fs, dir); err != nil {
+		return err
+	}
 
 	po := e.opts.pebbleOptions()
 	po.Lock = e.lock
@@ -106,6 +112,10 @@ func (e *Engine) openDB() (err error) {
 		return err
 	}
 	if state == markerCreating {
+		// Pebble makes the first log in its oldest format, which cannot tell damage from a torn end. Start the second.
+		if err := e.db.Flush(); err != nil {
+			return errors.Join(err, e.db.Close())
+		}
 		if err := e.mark(fs, markerReady); err != nil {
 			return errors.Join(err, e.db.Close())
 		}
@@ -163,20 +173,26 @@ func (e *Engine) openFailure() error {
 	return e.fatal.err
 }
 
+// errMetrics keeps a clash of metrics from passing for damage.
+var errMetrics = errors.New("register metrics of the engine")
+
 func (e *Engine) register() error {
 	if e.opts.Registerer == nil {
 		return nil
 	}
 	for _, c := range append(e.metrics.all, newCollector(e)) {
 		if err := e.opts.Registerer.Register(c); err != nil {
-			for _, r := range e.reg {
-				e.opts.Registerer.Unregister(r)
-			}
-			return fmt.Errorf("register metrics of the engine: %w", err)
+			return fmt.Errorf("%w: %w", errMetrics, err)
 		}
 		e.reg = append(e.reg, c)
 	}
 	return nil
+}
+
+func (e *Engine) unregister() {
+	for _, c := range e.reg {
+		e.opts.Registerer.Unregister(c)
+	}
 }
 
 // get reads one small record; ok is false if it does not exist. The value is a copy.

@@ -323,11 +323,11 @@ func TestATornEndOfTheManifestIsNotDamage(t *testing.T) {
 	whole := readFile(t, fs, currentManifest(t, fs))
 	at, last := 0, 0
 	for at < len(whole) {
-		_, end, ok := chunkAt(whole, at)
+		c, ok := chunkAt(whole, at)
 		if !ok {
 			t.Fatalf("no chunk at %d", at)
 		}
-		last, at = at, end
+		last, at = at, c.end
 	}
 	for end := last; end <= len(whole); end++ { // cut in the last record
 		if err := checkRecords(whole[:end]); err != nil {

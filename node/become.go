@@ -167,7 +167,7 @@ func (n *Node) join(ctx context.Context, addr string, nonce []byte) (done bool, 
 	ask, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	resp, err := pb.NewInternalServiceClient(cc).Join(ask, &pb.JoinRequest{
-		Address: n.addr, HttpAddress: hostOf(n.httpLis), Labels: n.cfg.Labels, Version: n.cfg.Version, Nonce: nonce,
+		Address: n.addr, HttpAddress: n.publicHTTP(), Labels: n.cfg.Labels, Version: n.cfg.Version, Nonce: nonce,
 	})
 	if err != nil {
 		return false, err

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -37,8 +36,6 @@ type proc struct {
 	addr string
 	join []string
 	http string
-
-	crash func(p *proc, point string)
 
 	n    *Node
 	stop context.CancelFunc
@@ -89,9 +86,6 @@ func (p *proc) start() *proc {
 		p.t.Fatalf("%s: %v", p.name, err)
 	}
 	p.addr, p.n, p.done = n.Addr(), n, make(chan struct{})
-	if p.crash != nil {
-		n.crash = func(point string) { p.crash(p, point) }
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	done := p.done
@@ -262,16 +256,6 @@ func (l *ledger) check(t *testing.T, p *proc) {
 			return nil
 		})
 	}
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 var errPending = errors.New("not yet")

@@ -92,7 +92,7 @@ func (n *Node) found(ctx context.Context, nodes []string, splits [][]byte) (exis
 // preflight asks every node whether it can take part and returns their records, this node's first.
 func (n *Node) preflight(ctx context.Context, nodes []string) ([]placement.Node, error) {
 	records := []placement.Node{{
-		Address: n.addr, HTTP: hostOf(n.httpLis), Version: n.cfg.Version, Labels: n.cfg.Labels,
+		Address: n.addr, HTTP: n.publicHTTP(), Version: n.cfg.Version, Labels: n.cfg.Labels,
 	}}
 	seen := map[string]string{n.addr: n.addr}
 	for i, addr := range nodes {

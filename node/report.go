@@ -135,7 +135,7 @@ func (m *member) buildReport() (*pb.ReportRequest, map[base.ShardID]reported) {
 	_, disk := m.n.eng.DiskStats()
 	req := &pb.ReportRequest{
 		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation, Address: m.n.addr,
-		HttpAddress: hostOf(m.n.httpLis), Labels: m.n.cfg.Labels, Version: m.n.cfg.Version,
+		HttpAddress: m.n.publicHTTP(), Labels: m.n.cfg.Labels, Version: m.n.cfg.Version,
 		DiskBytes: disk, GoHeapBytes: heapBytes(), Full: s.full,
 	}
 	now := make(map[base.ShardID]reported, len(sums))

@@ -98,10 +98,16 @@ func (n *Node) setHealth(ok bool) {
 	n.health.SetServingStatus("", s)
 }
 
-// hostOf returns the address that others can use for a bound listener.
-func hostOf(l net.Listener) string {
-	if l == nil {
-		return ""
+// publicHTTP returns the HTTP address as others can use it, "" if there is none: where the listener is bound to all
+// interfaces, the host of the advertised address stands for them.
+func (n *Node) publicHTTP() string {
+	bound := n.HTTPAddr()
+	host, port, err := net.SplitHostPort(bound)
+	if err != nil || !unspecified(host) {
+		return bound
 	}
-	return l.Addr().String()
+	if host, _, err = net.SplitHostPort(n.addr); err != nil {
+		return bound
+	}
+	return net.JoinHostPort(host, port)
 }

@@ -335,11 +335,11 @@ func TestDrainAnswersWhatIsOpen(t *testing.T) {
 	c := openOps(t, p, transport.ClassClient)
 	c.send(op(d, wire.OpPut, 1, "k", "v"))
 	c.answers(1)
-	if err := p.term(); err != nil {
-		t.Fatal(err)
-	}
+	p.stop()
 	if _, err := c.next(); status.Code(err) != codes.Unavailable {
 		t.Errorf("stream of a stopped node: %v", err)
 	}
-	c.stop()
+	if <-p.done; p.err != nil {
+		t.Error(p.err)
+	}
 }

@@ -91,8 +91,8 @@ func (l *link) send(op *wire.Op, done func(wire.Answer, error)) {
 //
 // A node that hangs (stopped, or behind a connection that swallows) is noticed by silence: if nothing has come back for
 // a while, a probe goes out, which a living node answers at once, however long it may work on the rest. While a probe
-// stays unanswered new operations are refused as not sent, so that they can go to another replica; otherwise each of them
-// would wait for its deadline, and each write would end with an unknown outcome.
+// stays unanswered new operations are refused as not sent, so that they can go to another replica; otherwise each of
+// them would wait for its deadline, and each write would end with an unknown outcome.
 func (l *link) refuseLocked(size int) error {
 	limit := l.mux.cfg.SilenceTimeout
 	switch {

@@ -76,8 +76,8 @@ func (c MuxConfig) withDefaults() MuxConfig {
 }
 
 // Mux is a Sender that runs the concurrent operations to one node over one stream, many operations to a frame. There is
-// no timer in it: the first operation wakes the node's sender, which yields once so that others can join, sends all that
-// is queued, and goes on until nothing is. While one frame is being sent the next one gathers.
+// no timer in it: the first operation wakes the node's sender, which yields once so that others can join, sends all
+// that is queued, and goes on until nothing is. While one frame is being sent the next one gathers.
 type Mux struct {
 	open    OpenFunc
 	cfg     MuxConfig

@@ -19,8 +19,8 @@ type Route struct {
 }
 
 // Directory finds shards when the cache cannot. Lookup returns consecutive shards from the one that holds key upwards,
-// or, in reverse, from the one that holds the largest key below key downwards. To answer for user keys it may itself read
-// system keys through the Router that asks.
+// or, in reverse, from the one that holds the largest key below key downwards. To answer for user keys it may itself
+// read system keys through the Router that asks.
 type Directory interface {
 	Lookup(ctx context.Context, key []byte, reverse bool) ([]Route, error)
 }
@@ -106,14 +106,32 @@ func New(cfg Config) *Router {
 }
 
 // Do runs one operation within one shard; op.Shard, Version, Req and Timeout are set by the Router. The error is nil
-// exactly if the answer's code is OK, NotFound or ConditionFailed; otherwise it is an *Error. A Scan or DeleteRange whose
-// range, or a Batch whose keys, lie in several shards fails with ErrCrossShard: see Scan and DeleteRange.
+// exactly if the answer's code is OK, NotFound or ConditionFailed; otherwise it is an *Error. A Scan or DeleteRange
+// whose range, or a Batch whose keys, lie in several shards fails with ErrCrossShard: see Scan and DeleteRange.
 func (r *Router) Do(ctx context.Context, op wire.Op) (wire.Answer, error) {
+	a, _, err := r.DoTraced(ctx, op)
+	return a, err
+}
+
+// Trace says how an answer came about that is a result and yet a failure to the caller: NotFound or ConditionFailed.
+type Trace struct {
+	Shard    base.ShardID
+	Store    base.StoreID // the node that answered
+	Attempts int
+	Elapsed  time.Duration
+}
+
+// DoTraced is Do with a Trace, which is set if the answer's code is NotFound or ConditionFailed.
+func (r *Router) DoTraced(ctx context.Context, op wire.Op) (wire.Answer, Trace, error) {
 	var f flight
 	r.ready(ctx, &f, op)
 	r.fly(ctx, &f)
 	r.release(&f)
-	return f.answer, f.err
+	var t Trace
+	if f.err == nil && f.answer.Code != wire.OK {
+		t = Trace{Shard: f.entry.desc.Shard, Store: f.store, Attempts: f.attempts, Elapsed: time.Since(f.start)}
+	}
+	return f.answer, t, f.err
 }
 
 // fly repeats attempts until f is over.

@@ -16,9 +16,10 @@ import (
 	"github.com/shardd/shardd/shard/apply"
 )
 
-// Apply. Hand (worker): committed entries are queued for the apply worker with the proposals that wait for them. Apply: the
-// entries of as many groups as were popped go into one batch. Commit: unsynced, since the log replays it. Publish:
-// descriptor, applied index, then the waiters. A crash before Commit applies the entries again at the next start.
+// Apply. Hand (worker): committed entries are queued for the apply worker with the proposals that wait for them.
+// Apply: the entries of as many groups as were popped go into one batch. Commit: unsynced, since the log replays it.
+// Publish: descriptor, applied index, then the waiters. A crash before Commit applies the entries again at the next
+// start.
 
 // handed is a replica's queue towards apply.
 type handed struct {

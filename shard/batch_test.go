@@ -55,7 +55,8 @@ func TestOnePassMakesOneCommitAndOneFramePerPeer(t *testing.T) {
 			a.expect(c.next)
 			o := op(wire.OpPut, shardID(10+i), fmt.Sprintf("%02d-%d", i, j), "v")
 			reqs = append(reqs, WriteRequest{
-				Shard: o.Shard, Version: 1, Req: c.next, Raw: o.Append(nil), Deadline: c.clock.Boot() + time.Hour, Waiter: a,
+				Shard: o.Shard, Version: 1, Req: c.next, Raw: o.Append(nil), Waiter: a,
+				Deadline: c.clock.Boot() + time.Hour,
 			})
 		}
 	}

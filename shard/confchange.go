@@ -10,9 +10,10 @@ import (
 	"github.com/shardd/shardd/engine"
 )
 
-// Conf changes. Apply decides: the change is checked against the configuration in the AppliedState, which is the same on
-// every replica (R8), and the resulting ConfState is committed with the applied index. Worker: ApplyConfChange for accepted
-// ones, then the Ready that committed them is advanced (R2). A crash between the two starts from the ConfState on disk.
+// Conf changes. Apply decides: the change is checked against the configuration in the AppliedState, which is the
+// same on every replica (R8), and the resulting ConfState is committed with the applied index. Worker:
+// ApplyConfChange for accepted ones, then the Ready that committed them is advanced (R2). A crash between the two
+// starts from the ConfState on disk.
 
 // decideConf returns the configuration that a change leads to, or why it is refused. It is a pure function.
 func decideConf(conf raftpb.ConfState, index uint64, cc raftpb.ConfChangeV2) (raftpb.ConfState, error) {

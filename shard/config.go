@@ -61,8 +61,9 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 
-	// Tick is the unit of raft's clocks, 100 ms. ElectionTick (10) is how many ticks without a leader start an election,
-	// HeartbeatTick (2) how many lie between heartbeats. Raise Tick where round trips approach HeartbeatTick x Tick.
+	// Tick is the unit of raft's clocks, 100 ms. ElectionTick (10) is how many ticks without a leader start an
+	// election, HeartbeatTick (2) how many lie between heartbeats. Raise Tick where round trips approach
+	// HeartbeatTick x Tick.
 	Tick          time.Duration
 	ElectionTick  int
 	HeartbeatTick int
@@ -77,7 +78,8 @@ type Config struct {
 	SyncDepth      int
 	PipelineGroups int
 
-	// MaxSizePerMsg (64 KiB) x MaxInflightMsgs (128) bounds what is in flight to one follower; a single entry may be larger.
+	// MaxSizePerMsg (64 KiB) x MaxInflightMsgs (128) bounds what is in flight to one follower; a single entry may be
+	// larger.
 	MaxSizePerMsg   uint64
 	MaxInflightMsgs int
 
@@ -101,9 +103,9 @@ type Config struct {
 	Fault    func(shard base.ShardID, replica base.ReplicaID, reason string)
 }
 
-// Limits bound memory, in bytes unless said otherwise, per group and over the store. A group always may hold one item, so
-// that no limit makes an operation impossible. Past a limit clients get Busy, messages are dropped, committed entries wait
-// in the log.
+// Limits bound memory, in bytes unless said otherwise, per group and over the store. A group always may hold one
+// item, so that no limit makes an operation impossible. Past a limit clients get Busy, messages are dropped,
+// committed entries wait in the log.
 type Limits struct {
 	GroupInbox, StoreInbox             int64 // received messages that wait for their group: 16 MiB, 256 MiB
 	GroupQueue, StoreQueue             int64 // writes not proposed yet: 16 MiB, 256 MiB

@@ -26,10 +26,10 @@ type creation struct {
 	done chan struct{}
 }
 
-// Create makes this store's replica of a new shard, with data as its first rows (routing keys inside the range), on stable
-// storage. It is idempotent: a replica that exists under the id that d gives this store is left as it is, whatever has
-// become of it. With campaign, the replica stands for election at once. Errors: *MarkError, *OverlapError, ErrStopping,
-// a descriptor that does not list this store, or the engine's.
+// Create makes this store's replica of a new shard, with data as its first rows (routing keys inside the range), on
+// stable storage. It is idempotent: a replica that exists under the id that d gives this store is left as it is,
+// whatever has become of it. With campaign, the replica stands for election at once. Errors: *MarkError,
+// *OverlapError, ErrStopping, a descriptor that does not list this store, or the engine's.
 func (s *Store) Create(d *base.Descriptor, data []engine.KV, campaign bool) error {
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("create replica: %w", err)

@@ -27,7 +27,8 @@ func TestCreateIsIdempotentAndSynced(t *testing.T) {
 	}
 	c.mustGet(7, "a", "second")
 
-	if err := n.store.Create(desc(8, "c", "e", 1), []engine.KV{{Key: base.UserKey([]byte("d")), Value: []byte("x")}}, false); err != nil {
+	rows = []engine.KV{{Key: base.UserKey([]byte("d")), Value: []byte("x")}}
+	if err := n.store.Create(desc(8, "c", "e", 1), rows, false); err != nil {
 		t.Fatal(err)
 	}
 	c.crash(n, 0)
@@ -44,7 +45,9 @@ func TestCreateRefusesOverlapsOtherIdsAndForeignDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	var overlap *OverlapError
-	for _, d := range []*base.Descriptor{desc(8, "a", "c", 1), desc(8, "c", "e", 1), desc(8, "a", "z", 1), desc(8, "b", "d", 1)} {
+	for _, d := range []*base.Descriptor{
+		desc(8, "a", "c", 1), desc(8, "c", "e", 1), desc(8, "a", "z", 1), desc(8, "b", "d", 1),
+	} {
 		if err := s.Create(d, nil, false); !errors.As(err, &overlap) || overlap.Old.Shard != 7 {
 			t.Errorf("%s: %v", d, err)
 		}
@@ -92,7 +95,10 @@ func TestMessagesForOtherReplicasOrFromStrangersAreDropped(t *testing.T) {
 	c.put(7, "a", "1")
 	follower := c.nodes[c.leader(7).id%3+1]
 	r := follower.store.lookup(7)
-	good := wire.RaftMessage{Shard: 7, From: base.ReplicaID(c.leader(7).id), To: r.id, FromStore: c.leader(7).id, ToStore: follower.id}
+	lead := c.leader(7).id
+	good := wire.RaftMessage{
+		Shard: 7, From: base.ReplicaID(lead), To: r.id, FromStore: lead, ToStore: follower.id,
+	}
 	good.Msg.From, good.Msg.To, good.Msg.Type = uint64(good.From), uint64(good.To), 8 // heartbeat
 	if why := r.refuse(&good); why != "" {
 		t.Fatalf("a good message is refused: %s", why)

@@ -1,8 +1,8 @@
-// Package shard owns the replicas of one store and drives their raft groups: messages, ticks, proposals and reads of many
-// groups in one pass, one synced batch for all of them, apply in a pool of its own. It declares the interfaces that it
-// needs (Sender, Waiter) and never imports the transport, the placement driver or the router. It never blocks on the
-// network, never sends a vote or an acknowledgement that a crash could undo, and never answers a write before a quorum has
-// it on disk.
+// Package shard owns the replicas of one store and drives their raft groups: messages, ticks, proposals and reads of
+// many groups in one pass, one synced batch for all of them, apply in a pool of its own. It declares the interfaces
+// that it needs (Sender, Waiter) and never imports the transport, the placement driver or the router. It never
+// blocks on the network, never sends a vote or an acknowledgement that a crash could undo, and never answers a write
+// before a quorum has it on disk.
 //
 // # Threads
 //
@@ -18,8 +18,8 @@
 //	                                       committed entries --> replica.apply -------+
 //	                                       Advance
 //
-// There is no goroutine and no timer per shard. Worker w owns every shard with shard % W == w: fields in a `worker struct`
-// belong to it and have no lock. Apply workers own the Machine in the same way.
+// There is no goroutine and no timer per shard. Worker w owns every shard with shard % W == w: fields in a `worker
+// struct` belong to it and have no lock. Apply workers own the Machine in the same way.
 //
 // # Life of a Ready
 //
@@ -41,6 +41,6 @@
 //
 // # Locks
 //
-// Order, outermost first: Store.mu, replica.in, worker.mu, replica.wait, replica.handed, replica.state, then those of the
-// pools. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
+// Order, outermost first: Store.mu, replica.in, worker.mu, replica.wait, replica.handed, replica.state, then those
+// of the pools. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
 package shard

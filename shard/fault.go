@@ -8,8 +8,8 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// fault stops a replica for good, with a reason that its status shows (R9). The first reason stays. The worker's part is
-// cleaned up on its next visit.
+// fault stops a replica for good, with a reason that its status shows (R9). The first reason stays. The worker's
+// part is cleaned up on its next visit.
 func (s *Store) fault(r *replica, reason string, stack []byte) {
 	if !r.faulted.CompareAndSwap(nil, &reason) {
 		return

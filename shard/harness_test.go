@@ -24,8 +24,8 @@ type manualClock struct{ now atomic.Int64 }
 func (c *manualClock) Boot() time.Duration { return time.Duration(c.now.Load()) }
 func (c *manualClock) Wall() time.Time     { return time.Unix(1_700_000_000, 0).Add(c.Boot()) }
 
-// cluster is a few stores in one process whose schedule the test owns: nothing moves but through its methods, except the
-// engines' sync waiters, which settle waits for.
+// cluster is a few stores in one process whose schedule the test owns: nothing moves but through its methods, except
+// the engines' sync waiters, which settle waits for.
 type cluster struct {
 	t     *testing.T
 	clock *manualClock

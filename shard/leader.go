@@ -7,8 +7,8 @@ import (
 )
 
 // publishLeader compares what raft says about term and leader with what is published, and acts on the difference. A
-// leader that lost its term fails its reads (R5) and refuses its queued writes; what it has proposed stays pending, since
-// the new leader may well commit it.
+// leader that lost its term fails its reads (R5) and refuses its queued writes; what it has proposed stays pending,
+// since the new leader may well commit it.
 func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
 	old := r.lead.Load()
 	l := *old
@@ -56,7 +56,8 @@ func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
 	}
 }
 
-// Leader returns the store that leads a shard, as the local replica knows it; ok is false without a replica or a leader.
+// Leader returns the store that leads a shard, as the local replica knows it; ok is false without a replica or a
+// leader.
 func (s *Store) Leader(shard base.ShardID) (leader base.StoreID, term uint64, ok bool) {
 	r := s.lookup(shard)
 	if r == nil {

@@ -17,9 +17,9 @@ import (
 
 var nemesisSeed = flag.Int64("nemesis.seed", 0, "seed of TestNothingAcknowledgedIsLost; 0: random ones")
 
-// TestNothingAcknowledgedIsLost runs random writes over three stores and four groups through a network that loses, repeats
-// and reorders, with cuts, crashes that keep any share of what was not synced, and transfers. At the end: what was
-// acknowledged is there, what was answered as not done is not, and all replicas hold the same bytes.
+// TestNothingAcknowledgedIsLost runs random writes over three stores and four groups through a network that loses,
+// repeats and reorders, with cuts, crashes that keep any share of what was not synced, and transfers. At the end:
+// what was acknowledged is there, what was answered as not done is not, and all replicas hold the same bytes.
 func TestNothingAcknowledgedIsLost(t *testing.T) {
 	seeds := []int64{*nemesisSeed}
 	if *nemesisSeed == 0 {
@@ -57,7 +57,8 @@ func nemesis(t *testing.T, seed int64) {
 				g := rng.IntN(groups)
 				at := attempt{shard: shardID(10 + g), key: fmt.Sprintf("%d/%d", g, len(tries))}
 				at.value = fmt.Sprintf("%s@%d", at.key, step)
-				at.req = c.write(n, op(wire.OpPut, at.shard, at.key, at.value), a, time.Duration(1+rng.IntN(20))*time.Second)
+				wait := time.Duration(1+rng.IntN(20)) * time.Second
+				at.req = c.write(n, op(wire.OpPut, at.shard, at.key, at.value), a, wait)
 				tries = append(tries, at)
 				c.readIndex(n, at.shard, a, time.Second)
 			}

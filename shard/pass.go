@@ -48,8 +48,8 @@ func (w *worker) recoverFault(r *replica) {
 	}
 }
 
-// step puts into raft what has come in since the last Ready: messages, then ticks (an old heartbeat must count before the
-// clock that it resets), then proposals, then reads.
+// step puts into raft what has come in since the last Ready: messages, then ticks (an old heartbeat must count
+// before the clock that it resets), then proposals, then reads.
 func (w *worker) step(r *replica) {
 	rn := r.worker.rn
 	in := &r.in
@@ -118,8 +118,8 @@ func (w *worker) ready(r *replica) {
 	r.worker.ready, r.worker.inflight, r.worker.synced = rd, true, false
 
 	if !termOrVote && len(rd.Entries) == 0 {
-		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found again by
-		// the leader of the next term, and boot raises it to the applied index (R3).
+		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found
+		// again by the leader of the next term, and boot raises it to the applied index (R3).
 		w.sendAll(r, rd.Messages)
 		r.worker.synced = true
 		w.finish(r)
@@ -144,8 +144,8 @@ func (w *worker) ready(r *replica) {
 
 // sendEarly sends what may leave before the sync and holds the rest (R1): nothing if Term or Vote are not on disk yet;
 // otherwise appends and heartbeats, which promise nothing about our disk, unless they carry a commit index that counts
-// entries of this very Ready: raft 3.5 counts the leader's own append before its sync, so that a leader that is the only
-// voter would tell its learners of a commit that a crash undoes.
+// entries of this very Ready: raft 3.5 counts the leader's own append before its sync, so that a leader that is the
+// only voter would tell its learners of a commit that a crash undoes.
 func (w *worker) sendEarly(r *replica, msgs []raftpb.Message, termOrVote bool, ents []raftpb.Entry) {
 	held := r.worker.held[:0]
 	for i := range msgs {
@@ -176,7 +176,7 @@ func (w *worker) finish(r *replica) {
 	rw.withheld = false
 	if len(rd.CommittedEntries) > 0 {
 		if w.overApply(r) {
-			rw.withheld = true
+
 			rd.CommittedEntries = nil // Advance then does not move raft's applied index: it offers them again
 		} else if rw.confs = w.hand(r, rd.CommittedEntries); rw.confs > 0 {
 			return // R2: not advanced until applied

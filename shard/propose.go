@@ -13,10 +13,10 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// Proposals. Intake (Write): checked against the published descriptor and leader, queued in the inbox. Propose: all queued
-// writes of the group become few entries of one MsgProp. Bind: raft has given them term and index; a Ready carries them.
-// Hand: an entry has been committed; the proposal at its term and index goes with it to apply. A crash in between loses
-// the waiters with the process; their clients see a broken stream, which is ambiguous.
+// Proposals. Intake (Write): checked against the published descriptor and leader, queued in the inbox. Propose: all
+// queued writes of the group become few entries of one MsgProp. Bind: raft has given them term and index; a Ready
+// carries them. Hand: an entry has been committed; the proposal at its term and index goes with it to apply. A crash
+// in between loses the waiters with the process; their clients see a broken stream, which is ambiguous.
 
 // proposal is one log entry of ours with everybody who waits for it.
 type proposal struct {
@@ -373,7 +373,7 @@ func (w *worker) sweepPending(r *replica) {
 	for _, p := range rw.pending {
 		for i := range p.reqs {
 			if req := &p.reqs[i]; req.Waiter != nil && req.Deadline <= w.now {
-				r.complete(req.Waiter, req.Req, answerText(wire.Ambiguous, "deadline passed before the write was committed"))
+				r.complete(req.Waiter, req.Req, answerText(wire.Ambiguous, "deadline passed before it was committed"))
 				req.Waiter = nil
 				p.open--
 			}

@@ -39,9 +39,9 @@ type confirmedReads struct {
 	reqs  []ReadRequest
 }
 
-// ReadIndex asks for linearizable reads. Every request is completed exactly once: OK means that a view opened from now on
-// holds every write that was acknowledged before the call; NotLeader, EpochMismatch, ShardNotFound, Busy, TimedOut,
-// Unavailable and Failed mean that nothing may be read.
+// ReadIndex asks for linearizable reads. Every request is completed exactly once: OK means that a view opened from
+// now on holds every write that was acknowledged before the call; NotLeader, EpochMismatch, ShardNotFound, Busy,
+// TimedOut, Unavailable and Failed mean that nothing may be read.
 func (s *Store) ReadIndex(reqs []ReadRequest) {
 	scratch := keyScratch.Get().(*[]uint64)
 	keys := (*scratch)[:0]
@@ -110,8 +110,8 @@ func (r *replica) completeReads(reqs []ReadRequest, a wire.Answer) {
 	}
 }
 
-// askIndex puts all waiting reads on one read index, once the leader has committed an entry of its own term: before that
-// raft would hold the question in a queue of its own (R5).
+// askIndex puts all waiting reads on one read index, once the leader has committed an entry of its own term: before
+// that raft would hold the question in a queue of its own (R5).
 func (w *worker) askIndex(r *replica) {
 	rw := &r.worker
 	st := rw.rn.BasicStatus()

@@ -136,7 +136,8 @@ func TestRunningStoresServeManyClientsAndStopClean(t *testing.T) {
 				if a := run.do(op(wire.OpPut, shardID(10+g), key, fmt.Sprint(i))); a.Code != wire.OK {
 					t.Errorf("put: %s %s", a.Code, a.Payload)
 				}
-				if a := run.read(op(wire.OpGet, shardID(10+g), key, "")); a.Code != wire.OK || string(a.Payload) != fmt.Sprint(i) {
+				a := run.read(op(wire.OpGet, shardID(10+g), key, ""))
+				if a.Code != wire.OK || string(a.Payload) != fmt.Sprint(i) {
 					t.Errorf("own write %d is not read: %s %q", i, a.Code, a.Payload)
 				}
 			}
@@ -206,7 +207,8 @@ func TestScansArePagedBoundedAndCheckedAgainstTheRange(t *testing.T) {
 	if a, rows := scan("a", "b", 0, 1000, 0); len(rows) != 8 || a.Flags != wire.FlagMore {
 		t.Fatalf("%d rows of 119 bytes in a page of 1000, flags %d", len(rows), a.Flags)
 	}
-	if _, rows := scan("a", "b", 0, 1, wire.FlagKeysOnly); len(rows) != 1 || len(rows[0].Value) != 0 || rows[0].Version == 0 {
+	_, rows := scan("a", "b", 0, 1, wire.FlagKeysOnly)
+	if len(rows) != 1 || len(rows[0].Value) != 0 || rows[0].Version == 0 {
 		t.Fatalf("a page always holds a row: %d", len(rows))
 	}
 	if a, _ := scan("a", "d", 0, 0, 0); a.Code != wire.EpochMismatch {

@@ -117,8 +117,9 @@ func (s *Store) TickAll() {
 	}
 }
 
-// Poll runs one pass of every worker and apply worker on the caller's goroutine and reports whether there was anything to
-// do. For tests that own the schedule; it must not be mixed with Run. Syncs still finish on the engine's goroutine.
+// Poll runs one pass of every worker and apply worker on the caller's goroutine and reports whether there was
+// anything to do. For tests that own the schedule; it must not be mixed with Run. Syncs still finish on the engine's
+// goroutine.
 func (s *Store) Poll() (worked bool) {
 	for i := range s.workers {
 		worked = s.pool.Poll(i) || worked

@@ -12,10 +12,10 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// Leadership transfer. Ask: the request goes to the leader's worker. Start: once the target is a voter that is active and
-// close behind, raft catches it up and tells it to campaign. Watch: the transfer is done when this replica learns that
-// the target leads at a higher term. A message lost on the way ends in a time-out counted in ticks; raft takes proposals
-// again after one election timeout.
+// Leadership transfer. Ask: the request goes to the leader's worker. Start: once the target is a voter that is
+// active and close behind, raft catches it up and tells it to campaign. Watch: the transfer is done when this
+// replica learns that the target leads at a higher term. A message lost on the way ends in a time-out counted in
+// ticks; raft takes proposals again after one election timeout.
 
 // maxTransferLag is how many entries the target may lack: catching up must take well under an election timeout.
 const maxTransferLag = 4096

@@ -16,7 +16,8 @@ import (
 func (c *cluster) transfer(n *testNode, shard base.ShardID, to base.StoreID) chan transferResult {
 	c.t.Helper()
 	ch := make(chan transferResult, 1)
-	if err := n.store.requestTransfer(shard, to, func(term uint64, err error) { ch <- transferResult{term, err} }); err != nil {
+	done := func(term uint64, err error) { ch <- transferResult{term, err} }
+	if err := n.store.requestTransfer(shard, to, done); err != nil {
 		c.t.Fatal(err)
 	}
 	return ch

@@ -12,8 +12,8 @@ import (
 const maxScanBytes = 4 << 20
 
 // Read appends the whole encoded answer of a Get or Scan to buf. It reads what is applied here: for a linearizable
-// read, ReadIndex has completed with OK before. Order (V6): the view is opened, then the published descriptor is loaded and
-// checked, then the view is read; a range that was given away before the view was opened is refused.
+// read, ReadIndex has completed with OK before. Order (V6): the view is opened, then the published descriptor is
+// loaded and checked, then the view is read; a range that was given away before the view was opened is refused.
 func (s *Store) Read(op *wire.Op, buf []byte) []byte {
 	r := s.lookup(op.Shard)
 	if r == nil {

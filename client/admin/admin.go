@@ -35,18 +35,22 @@ type conns struct {
 	}
 }
 
-// Open returns a Client over the nodes at endpoints (host:port). It does no I/O; dial options are added to the defaults.
-// It fails with ErrInvalid on no endpoints or one that is not an address.
+// Open returns a Client over the nodes at endpoints (host:port). It does no I/O; dial options are added to the
+// defaults. It fails with ErrInvalid on no endpoints or one that is not an address.
 func Open(endpoints []string, opts ...grpc.DialOption) (*Client, error) {
 	if len(endpoints) == 0 {
-		return nil, &Error{Call: "open", Kind: ErrInvalid, Err: errors.New("no endpoints"), Remedy: "give at least one host:port"}
+		return nil, &Error{
+			Call: "open", Kind: ErrInvalid, Err: errors.New("no endpoints"), Remedy: "give at least one host:port",
+		}
 	}
 	c := &Client{endpoints: slices.Clone(endpoints), conns: &conns{dial: append(transport.DialOptions(), opts...)}}
 	c.conns.mu.byAddr = make(map[string]*grpc.ClientConn)
 	for _, e := range endpoints {
 		if _, err := c.conns.get(e); err != nil {
 			_ = c.Close() // the bad endpoint is the error to report
-			return nil, &Error{Call: "open", Endpoints: []string{e}, Kind: ErrInvalid, Err: err, Remedy: "give endpoints as host:port"}
+			return nil, &Error{
+				Call: "open", Endpoints: []string{e}, Kind: ErrInvalid, Err: err, Remedy: "give endpoints as host:port",
+			}
 		}
 	}
 	return c, nil
@@ -95,9 +99,10 @@ func (c *conns) get(addr string) (*grpc.ClientConn, error) {
 // is idempotent: if the cluster exists the response says so.
 func (c *Client) Init(ctx context.Context, nodes []string, splits [][]byte) (*sharddv1.InitResponse, error) {
 	req := &sharddv1.InitRequest{Nodes: nodes, Splits: splits}
-	return call(ctx, c, "init", slow, func(ctx context.Context, cc grpc.ClientConnInterface) (*sharddv1.InitResponse, error) {
-		return sharddv1.NewAdminServiceClient(cc).Init(ctx, req)
-	})
+	return call(ctx, c, "init", slow,
+		func(ctx context.Context, cc grpc.ClientConnInterface) (*sharddv1.InitResponse, error) {
+			return sharddv1.NewAdminServiceClient(cc).Init(ctx, req)
+		})
 }
 
 // NodeStatus describes the node that answers first; see At.

@@ -37,7 +37,8 @@ func (f *fake) NodeStatus(ctx context.Context, _ *sharddv1.NodeStatusRequest) (*
 	return &sharddv1.NodeStatusResponse{NodeId: 7}, f.fail
 }
 
-func (f *fake) TransferLeader(_ context.Context, r *sharddv1.TransferLeaderRequest) (*sharddv1.TransferLeaderResponse, error) {
+func (f *fake) TransferLeader(
+	_ context.Context, r *sharddv1.TransferLeaderRequest) (*sharddv1.TransferLeaderResponse, error) {
 	f.calls++
 	return &sharddv1.TransferLeaderResponse{ToNode: r.GetToNode()}, f.fail
 }

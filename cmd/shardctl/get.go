@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,8 @@ func newGet(o *conn) *cobra.Command {
 		Use:   "get KEY",
 		Short: "Print the value of a key; exit 3 if it is absent",
 		Long: `Print the value of a key. A value that is not printable text is quoted; --raw writes its exact bytes, --hex takes the
-key and prints the value as hex digits. JSON has "value", or "value_base64" for bytes that are not UTF-8.`,
+key and prints the value as hex digits. JSON has "value", or "value_base64" for bytes that are not UTF-8, and "version" as a string, since it does not fit the
+numbers of most JSON tools.`,
 		Example: "  shardctl get greeting\n  shardctl get --raw picture > picture.png",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -38,7 +40,7 @@ key and prints the value as hex digits. JSON has "value", or "value_base64" for 
 				}
 				switch {
 				case asJSON:
-					return cli.JSON(c.OutOrStdout(), withValue(withKey(map[string]any{"version": v.Version}, key), v.Bytes))
+					return cli.JSON(c.OutOrStdout(), withValue(withKey(withVersion(v.Version), key), v.Bytes))
 				case raw:
 					_, err = c.OutOrStdout().Write(v.Bytes)
 				default:
@@ -58,6 +60,11 @@ func show(b []byte, isHex bool) string {
 		return hex.EncodeToString(b)
 	}
 	return cli.QuoteText(b)
+}
+
+// withVersion begins a JSON object. Versions are strings: they do not fit the numbers of jq and JavaScript.
+func withVersion(v uint64) map[string]any {
+	return map[string]any{"version": strconv.FormatUint(v, 10)}
 }
 
 func withKey(m map[string]any, key []byte) map[string]any     { return withBytes(m, "key", key) }

@@ -94,7 +94,7 @@ func keyValue(c *cobra.Command, key, value string, isHex bool) ([]byte, []byte, 
 
 func written(c *cobra.Command, asJSON bool, key []byte, version uint64) error {
 	if asJSON {
-		return cli.JSON(c.OutOrStdout(), withKey(map[string]any{"version": version}, key))
+		return cli.JSON(c.OutOrStdout(), withKey(withVersion(version), key))
 	}
 	_, err := fmt.Fprintf(c.OutOrStdout(), "%s: version %d\n", cli.Quote(key), version)
 	return err

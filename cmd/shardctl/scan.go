@@ -102,7 +102,7 @@ func (f *scanFlags) run(ctx context.Context, c *cobra.Command, r *client.Range, 
 		}
 		switch {
 		case asJSON:
-			m := withKey(map[string]any{"version": row.Version}, row.Key)
+			m := withKey(withVersion(row.Version), row.Key)
 			if !f.keysOnly {
 				withValue(m, row.Value)
 			}

@@ -124,16 +124,16 @@ func newStatus(o *conn) *cobra.Command {
 	}
 }
 
-// shardLine is "65" or "65, 3 without leader, 2 being made".
+// shardLine is "64 and the system's own", and what is wrong with some.
 func shardLine(st *sharddv1.ClusterStatusResponse) string {
-	s := fmt.Sprint(st.GetShards())
+	s := fmt.Sprintf("%d and the system's own", max(st.GetShards(), 1)-1)
 	for _, p := range []struct {
 		n    uint32
 		what string
 	}{{st.GetShardsWithoutLeader(), "without leader"}, {st.GetShardsUnderReplicated(), "with a replica down"},
 		{st.GetShardsCreating(), "being made"}} {
 		if p.n > 0 {
-			s += fmt.Sprintf(", %d %s", p.n, p.what)
+			s += fmt.Sprintf("; %d %s", p.n, p.what)
 		}
 	}
 	return s

@@ -126,6 +126,9 @@ func (f *demoFlags) run(ctx context.Context, out, errOut io.Writer) (err error) 
 		return err
 	}
 	report, err := f.measure(ctx, out, cluster.addrs(), props)
+	if errors.Is(context.Cause(ctx), context.Canceled) {
+		return cli.Fail(cli.ExitFailed, "", "interrupted before the workload was done")
+	}
 	if err != nil {
 		return err
 	}

@@ -151,8 +151,8 @@ func (d *demoCluster) init(ctx context.Context, out io.Writer, splits [][]byte) 
 			if r.GetExisted() {
 				verb = "found again"
 			}
-			fmt.Fprintf(out, "Cluster %s %s in %.1f s: %d shards with %d replicas each\n\n", r.GetClusterId(), verb,
-				time.Since(from).Seconds(), st.GetShards(), len(d.nodes))
+			fmt.Fprintf(out, "Cluster %s %s in %.1f s: %d shards with %d replicas each, and the system's own\n\n",
+				r.GetClusterId(), verb, time.Since(from).Seconds(), st.GetShards()-1, len(d.nodes))
 			for _, n := range st.GetNodes() {
 				fmt.Fprintf(out, "  n%d  %-21s  http://%s/metrics\n", n.GetNodeId(), n.GetAddress(), n.GetHttpAddress())
 			}

@@ -130,7 +130,8 @@ func (w *worker) take() bool {
 	return true
 }
 
-// Poll processes one batch of the worker's keys and reports whether there was one. It must not be called while Run runs.
+// Poll processes one batch of the worker's keys and reports whether there was one. It must not be called while Run
+// runs.
 func (p *Pool) Poll(worker int) (worked bool) {
 	w := &p.workers[worker]
 	if !w.take() {

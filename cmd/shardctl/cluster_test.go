@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/shardd/shardd/node"
+)
+
+// startNodes runs nodes in this process until the test ends and returns their addresses.
+func startNodes(t *testing.T, n int) []string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, n)
+	var addrs []string
+	for range n {
+		nd, err := node.New(node.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Version: "test",
+			Logger: slog.New(slog.DiscardHandler), Labels: map[string]string{"zone": "a"}, StopTimeout: 5 * time.Second,
+			Settings: node.Settings{Tick: 20 * time.Millisecond, CacheBytes: 8 << 20, MemTableBytes: 8 << 20,
+				EntryCacheBytes: 8 << 20}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs = append(addrs, nd.Addr())
+		go func() { ended <- nd.Run(ctx) }()
+	}
+	t.Cleanup(func() {
+		cancel()
+		for range n {
+			if err := <-ended; err != nil {
+				t.Errorf("a node ended with %v", err)
+			}
+		}
+	})
+	return addrs
+}
+
+func TestScriptsWithACluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a cluster; not with -short")
+	}
+	addrs := startNodes(t, 3)
+	lonely := startNodes(t, 1)
+	// The scripts run in parallel as subtests; the group holds the cleanup back until they have ended.
+	t.Run("group", func(t *testing.T) {
+		testscript.Run(t, testscript.Params{Dir: "testdata/cluster", UpdateScripts: *update, RequireExplicitExec: true,
+			Setup: func(env *testscript.Env) error {
+				env.Setenv("SHARDCTL_ENDPOINTS", strings.Join(addrs, ","))
+				env.Setenv("FIRST", addrs[0])
+				env.Setenv("WAITING", lonely[0])
+				return nil
+			}})
+	})
+}

@@ -1,0 +1,2 @@
+// Package shardtest is work in progress.
+package shardtest
