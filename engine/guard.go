@@ -73,7 +73,14 @@ func (g guardFS) open(op, name string, create func() (vfs.File, error)) (vfs.Fil
 	return swallow{vfs.NewMemFile(nil)}, nil
 }
 
+// Create first syncs the directory of a marker file, which names the manifest in use: Pebble syncs both names at once,
+// and a crash that keeps only the marker's would leave a directory that never opens again.
 func (g guardFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasPrefix(g.PathBase(name), "marker.") {
+		if err := syncDir(g, g.PathDir(name)); err != nil {
+			return nil, err
+		}
+	}
 	return g.open("create", name, func() (vfs.File, error) { return g.FS.Create(name, c) })
 }
 

@@ -111,6 +111,9 @@ func (e *Engine) openDB() (err error) {
 	if e.db, err = e.openPebble(po); err != nil {
 		return err
 	}
+	if err := e.checkBlobs(fs); err != nil {
+		return errors.Join(err, e.db.Close())
+	}
 	if state == markerCreating {
 		// Pebble makes the first log in its oldest format, which cannot tell damage from a torn end. Start the second.
 		if err := e.db.Flush(); err != nil {

@@ -66,6 +66,13 @@ func newCluster(t *testing.T, stores int, tune func(*Config)) *cluster {
 	return c
 }
 
+// holdSyncs makes a store's disk stand still until release is called, at the latest when the test ends.
+func (c *cluster) holdSyncs(n *testNode) (release func()) {
+	release = sync.OnceFunc(n.fs.HoldSyncs())
+	c.t.Cleanup(release)
+	return release
+}
+
 func (c *cluster) ids() []base.StoreID {
 	var out []base.StoreID
 	for id := range c.nodes {

@@ -14,7 +14,7 @@ func TestR7QueuedWritesPastTheLimitAreBusyAndTheRestGoesOn(t *testing.T) {
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	lead := c.leader(7)
-	release := lead.fs.HoldSyncs()
+	release := c.holdSyncs(lead)
 	a := newAnswers(t)
 	value := strings.Repeat("v", 1000)
 	var reqs []uint64
@@ -131,7 +131,7 @@ func TestR7AFullInboxDropsMessagesAndRecovers(t *testing.T) {
 			slow = n
 		}
 	})
-	release := slow.fs.HoldSyncs()
+	release := c.holdSyncs(slow)
 	a := newAnswers(t)
 	value := strings.Repeat("v", 1000)
 	for range 60 {

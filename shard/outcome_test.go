@@ -67,7 +67,7 @@ func TestDeadlinesAreAmbiguousOnceProposedAndDefiniteBefore(t *testing.T) {
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	lead := c.leader(7)
-	release := lead.fs.HoldSyncs()
+	release := c.holdSyncs(lead)
 	a := newAnswers(t)
 	for _, id := range c.ids() {
 		if id != lead.id {
@@ -105,7 +105,7 @@ func TestAStoppingStoreAnswersEverybodyOnce(t *testing.T) {
 	c.put(7, "a", "1")
 	lead := c.leader(7)
 	c.net.Isolate(lead.id)
-	release := lead.fs.HoldSyncs()
+	release := c.holdSyncs(lead)
 	a := newAnswers(t)
 	proposed := c.write(lead, op(wire.OpPut, 7, "p", "1"), a, time.Hour)
 	c.drain()

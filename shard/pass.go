@@ -176,7 +176,7 @@ func (w *worker) finish(r *replica) {
 	rw.withheld = false
 	if len(rd.CommittedEntries) > 0 {
 		if w.overApply(r) {
-
+			rw.withheld = true
 			rd.CommittedEntries = nil // Advance then does not move raft's applied index: it offers them again
 		} else if rw.confs = w.hand(r, rd.CommittedEntries); rw.confs > 0 {
 			return // R2: not advanced until applied

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"unicode/utf8"
@@ -35,6 +36,9 @@ numbers of most JSON tools.`,
 			}
 			return o.withDB(c, func(ctx context.Context, db *client.DB) error {
 				v, err := db.All().Get(ctx, key)
+				if errors.Is(err, client.ErrNotFound) {
+					return cli.Fail(cli.ExitNotFound, "", "%s: not found", cli.Quote(key))
+				}
 				if err != nil {
 					return err
 				}
