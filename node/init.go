@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
@@ -164,6 +165,9 @@ func (n *Node) awaitFounded(ctx context.Context, nodes []string, existed bool) (
 	for {
 		f, err := m.dir.Founding(ctx)
 		if err == nil && f == nil {
+			if !existed {
+				n.awaitLeaders(ctx)
+			}
 			return m.initDone(ctx, nodes, existed)
 		}
 		select {
@@ -172,6 +176,32 @@ func (n *Node) awaitFounded(ctx context.Context, nodes []string, existed bool) (
 			return nil, notFinished(ctx, err)
 		case <-n.drain:
 			return nil, status.Error(codes.Unavailable, "the node is stopping; init goes on when it is back")
+		}
+	}
+}
+
+// settleTimeout bounds how long Init waits for the first leaders to be reported; the cluster is made all the same.
+const settleTimeout = 5 * time.Second
+
+// awaitLeaders waits until every shard is reported whole and led, so that a status right after Init shows a cluster at
+// work. It is a courtesy: its end says nothing.
+func (n *Node) awaitLeaders(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	ctx = metadata.NewIncomingContext(ctx, nil) // Init may have been forwarded here; this question may travel on
+	t := time.NewTicker(initPoll)
+	defer t.Stop()
+	for {
+		st, err := (&adminService{n: n}).ClusterStatus(ctx, &pb.ClusterStatusRequest{})
+		if err == nil && st.ShardsWithoutLeader == 0 && st.ShardsUnderReplicated == 0 {
+			return
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		case <-n.drain:
+			return
 		}
 	}
 }
