@@ -48,7 +48,8 @@ func TestBadOperationsAreRefusedByNameAndHarmNothing(t *testing.T) {
 		{"oversized key", put(big(4097), []byte("v")), client.ErrInvalid},
 		{"oversized value", put([]byte("05/k"), big(1<<20+1)), client.ErrInvalid},
 		{"oversized batch", batch(full), client.ErrInvalid},
-		{"batch over two shards", batch(client.NewBatch().Put([]byte("05/a"), nil).Put([]byte("50/a"), nil)), client.ErrCrossShard},
+		{"batch over two shards", batch(client.NewBatch().Put([]byte("05/a"), nil).Put([]byte("50/a"), nil)),
+			client.ErrCrossShard},
 		{"empty range", ranged("b", "b"), client.ErrInvalid},
 		{"inverted range", ranged("b", "a"), client.ErrInvalid},
 		{"key outside the range", func() error {
@@ -148,8 +149,8 @@ func TestAStrangerAtAMembersAddressLeavesTheClusterUntouched(t *testing.T) {
 	// Someone mixes the directories up: a node of theirs comes up where a node of ours was.
 	ours.Kill(2)
 	theirs.Kill(2)
-	p, err := harness.StartProc("stranger", theirs.Nodes[2].LogPath, bin.Shardd, "start", "--data-dir", theirs.Nodes[2].Dir,
-		"--listen", ours.Nodes[2].Addr)
+	p, err := harness.StartProc("stranger", theirs.Nodes[2].LogPath, bin.Shardd, "start",
+		"--data-dir", theirs.Nodes[2].Dir, "--listen", ours.Nodes[2].Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,8 +281,8 @@ func TestAFlippedBitInATableLosesNothing(t *testing.T) {
 	}
 	// It may find the damage at once and refuse, or run until it reads there; what it must not do is answer wrongly.
 	n := c.Nodes[victim]
-	n.Proc, err = harness.StartProc("damaged", n.LogPath, binaries(t).Shardd, "start", "--data-dir", n.Dir, "--listen", n.Addr,
-		"--http", n.HTTP)
+	n.Proc, err = harness.StartProc("damaged", n.LogPath, binaries(t).Shardd, "start", "--data-dir", n.Dir,
+		"--listen", n.Addr, "--http", n.HTTP)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +292,8 @@ func TestAFlippedBitInATableLosesNothing(t *testing.T) {
 	l.judge(2)
 	if !n.Proc.Running() {
 		if code, _ := n.Proc.Wait(0); code != 13 && code != 1 {
-			t.Errorf("the damaged node ended with %d, want 13 (or 1 if it was found later):\n%s", code, harness.Tail(n.LogPath, 10))
+			t.Errorf("the damaged node ended with %d, want 13 (or 1 if it was found later):\n%s", code,
+				harness.Tail(n.LogPath, 10))
 		}
 		t.Logf("the damaged node ended:\n%s", harness.Tail(n.LogPath, 5))
 	}
@@ -309,16 +311,17 @@ func TestGarbageOnEveryPortHarmsNothing(t *testing.T) {
 	}
 	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	pieces := map[string][]byte{
-		"nothing":                   nil,
-		"zeroes":                    make([]byte, 64<<10),
-		"random bytes":              random,
-		"HTTP/1":                    []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-		"endless header":            []byte("GET /metrics HTTP/1.1\r\nX: " + strings.Repeat("a", 1<<20)),
-		"preface and random":        append([]byte(preface), random...),
-		"preface and a huge frame":  append([]byte(preface), 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1, 'x'),
-		"preface and broken HPACK":  append([]byte(preface), 0, 0, 4, 1, 4, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff),
-		"preface, settings, resets": append([]byte(preface), bytes.Repeat([]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8}, 500)...),
-		"TLS hello":                 {0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03},
+		"nothing":                  nil,
+		"zeroes":                   make([]byte, 64<<10),
+		"random bytes":             random,
+		"HTTP/1":                   []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+		"endless header":           []byte("GET /metrics HTTP/1.1\r\nX: " + strings.Repeat("a", 1<<20)),
+		"preface and random":       append([]byte(preface), random...),
+		"preface and a huge frame": append([]byte(preface), 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1, 'x'),
+		"preface and broken HPACK": append([]byte(preface), 0, 0, 4, 1, 4, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff),
+		"preface, settings, resets": append([]byte(preface),
+			bytes.Repeat([]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8}, 500)...),
+		"TLS hello": {0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03},
 	}
 	for name, bytes := range pieces {
 		for _, n := range c.Nodes {

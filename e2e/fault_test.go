@@ -79,8 +79,9 @@ func faultRound(c *harness.Cluster, l *load, round int, fault, mend func(victim 
 	}
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	r.GapP50MS, r.GapP90MS, r.GapMaxMS = ms(quantile(gaps, 0.5)), ms(quantile(gaps, 0.9)), ms(slices.Max(gaps))
-	l.t.Logf("round %d: node %d with %d leaders; longest write gap of a shard: median %.0f ms, p90 %.0f ms, worst %.0f ms; "+
-		"%d operations, %d acknowledged writes, errors %v", round, victim, leaders, r.GapP50MS, r.GapP90MS, r.GapMaxMS,
+	l.t.Logf("round %d: node %d with %d leaders; longest write gap of a shard: median %.0f ms, p90 %.0f ms, "+
+		"worst %.0f ms; %d operations, %d acknowledged writes, errors %v",
+		round, victim, leaders, r.GapP50MS, r.GapP90MS, r.GapMaxMS,
 		r.Operations, r.Acked, r.Errors)
 	return r
 }
@@ -164,7 +165,8 @@ func TestAClusterWithoutAMajorityRefusesAndRecovers(t *testing.T) {
 	short, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	_, err := db.All().Put(short, []byte("00/k"), []byte("lonely"))
-	if !errors.Is(err, client.ErrUnavailable) && !errors.Is(err, client.ErrAmbiguous) && !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, client.ErrUnavailable) && !errors.Is(err, client.ErrAmbiguous) &&
+		!errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("a write without a majority: %v", err)
 	}
 	c.Start(1)

@@ -9,14 +9,14 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// Commits. Every synced commit goes the same way: the batch enters Pebble's log and memtable without waiting, is visible
-// then, and stands in the sync waiter's queue until its log record is durable. One goroutine waits for them in order and
-// runs their callbacks, so there is one place that sees a failed sync, one place that knows the oldest unfinished one,
-// and a group commit hands back all its batches in one go.
+// Commits. Every synced commit goes the same way: the batch enters Pebble's log and memtable without waiting, is
+// visible then, and stands in the sync waiter's queue until its log record is durable. One goroutine waits for them in
+// order and runs their callbacks, so there is one place that sees a failed sync, one place that knows the oldest
+// unfinished one, and a group commit hands back all its batches in one go.
 
-// Commit writes the batch and returns when it is visible to reads and, with sync, durable. The batch stays the caller's.
-// An error means that the batch was invalid (nothing written; see Batch) or, wrapping ErrStopped, that the store has
-// failed: then nothing can be said about the batch, and Options.Fatal has been called.
+// Commit writes the batch and returns when it is visible to reads and, with sync, durable. The batch stays the
+// caller's. An error means that the batch was invalid (nothing written; see Batch) or, wrapping ErrStopped, that the
+// store has failed: then nothing can be said about the batch, and Options.Fatal has been called.
 func (e *Engine) Commit(b *Batch, sync bool) error {
 	if !sync {
 		if err := e.check(b); err != nil || b.Empty() {
@@ -188,8 +188,8 @@ func (w *syncWaiter) finish(it *syncItem) {
 	it.done()
 }
 
-// probe tests an idle log: being alive means having synced recently (rule L2). It also catches a commit pipeline that is
-// stuck before the log, where no sync is queued at all.
+// probe tests an idle log: being alive means having synced recently (rule L2). It also catches a commit pipeline that
+// is stuck before the log, where no sync is queued at all.
 type probe struct {
 	e       *Engine
 	started atomic.Int64 // start of the probe under way, 0 none
@@ -230,7 +230,8 @@ func (p *probe) run() {
 	}
 }
 
-// poll writes a record that exists in the log only, if no sync has ended for an interval, and waits until it is durable.
+// poll writes a record that exists in the log only, if no sync has ended for an interval, and waits until it is
+// durable.
 func (p *probe) poll() (worked bool) {
 	now := p.e.now()
 	if now-time.Duration(p.e.syncs.finished.Load()) < p.e.opts.ProbeInterval {

@@ -188,19 +188,22 @@ func TestAFailedSyncOfATableStopsTheStore(t *testing.T) {
 	e := mustOpen(t, o)
 	commit(t, e, false, func(b *Batch) { b.Put(userKey(0), ValueHeader{}, nil) })
 	boom := errors.New("the disk is gone")
+	fs.mu.failSuffix = ".sst"
 	fs.FailSyncs(boom)
-	_, err := e.db.AsyncFlush()
-	if err == nil {
-		err = <-fatal
+	if _, err := e.db.AsyncFlush(); err != nil {
+		t.Fatal(err)
 	}
-	if !errors.Is(err, boom) {
+	if err := <-fatal; !errors.Is(err, boom) || !strings.Contains(err.Error(), ".sst") {
 		t.Fatal(err)
 	}
 	b := e.NewBatch()
 	if err := e.Commit(b, true); !errors.Is(err, ErrStopped) {
 		t.Fatal(err)
 	}
-	if len(fatal) != 0 {
+	if err := e.Close(); !errors.Is(err, boom) {
+		t.Fatal(err)
+	}
+	if len(fatal) > 0 {
 		t.Fatalf("fatal called again: %v", <-fatal)
 	}
 }
@@ -318,7 +321,8 @@ func TestMetricsComeAndGoWithTheEngine(t *testing.T) {
 		}
 		for _, want := range []string{
 			"flushes_total", "compactions_total", "write_stalls_total", "disk_slow_total", "wal_sync_seconds",
-			"commit_sync_seconds", "block_cache_bytes", "entry_cache_bytes", "l0_files", "l0_sublevels", "sync_age_seconds",
+			"commit_sync_seconds", "block_cache_bytes", "entry_cache_bytes", "l0_files", "l0_sublevels",
+			"sync_age_seconds",
 		} {
 			if !names["shardd_engine_"+want] {
 				t.Errorf("no metric %s", want)

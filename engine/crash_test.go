@@ -17,13 +17,13 @@ var keepPercents = []int{0, 50, 100}
 // crashes opens the directory and returns what a crash at every step of that could leave.
 func crashes(t *testing.T, fs *FS, seed int64) (clones []*FS) {
 	t.Helper()
-	fs.hook = func() {
+	setHook(fs, func() {
 		for _, keep := range keepPercents {
 			clones = append(clones, fs.CrashClone(keep, seed+int64(len(clones))))
 		}
-	}
+	})
 	e, err := Open(testOptions(t, fs))
-	fs.hook = nil
+	setHook(fs, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,8 @@ func TestACrashKeepsWhatIsSyncedAndAPrefixOfTheRest(t *testing.T) {
 		}
 		if sync || i%10 == 0 {
 			keep := keepPercents[rng.IntN(3)]
-			all = append(all, crash{fs.CrashClone(keep, seed+int64(i)), synced, i, fmt.Sprintf("after %d, %d%% kept", i, keep)})
+			name := fmt.Sprintf("after %d, %d%% kept", i, keep)
+			all = append(all, crash{fs.CrashClone(keep, seed+int64(i)), synced, i, name})
 		}
 	}
 	mustClose(t, e)
@@ -138,11 +139,11 @@ func TestAReplicaIsCreatedAsAWholeOrNotAtAll(t *testing.T) {
 	fs := NewMemFS()
 	e := mustOpen(t, testOptions(t, fs))
 	var clones []*FS
-	fs.hook = func() {
+	setHook(fs, func() {
 		for _, keep := range keepPercents {
 			clones = append(clones, fs.CrashClone(keep, seed+int64(len(clones))))
 		}
-	}
+	})
 	d := testDesc(9, "a", "b")
 	var data []KV
 	for i := range 400 { // several blocks of the log
@@ -150,7 +151,7 @@ func TestAReplicaIsCreatedAsAWholeOrNotAtAll(t *testing.T) {
 	}
 	commit(t, e, true, func(b *Batch) { b.CreateReplica(d, 2, 77, data) })
 	clones = append(clones, fs.CrashClone(0, seed))
-	fs.hook = nil
+	setHook(fs, nil)
 	mustClose(t, e)
 	for i, c := range clones {
 		e := mustOpen(t, testOptions(t, c))
@@ -323,7 +324,8 @@ func readAll(t *testing.T, fs *FS, rng *rand.Rand, what string) (errs int) {
 				if reverse {
 					i = 119 - n
 				}
-				if v := it.Value(); it.Err() == nil && (!bytes.Equal(it.Key(), userKey(i)) || !bytes.Equal(v, userValue(i))) {
+				v := it.Value()
+				if it.Err() == nil && (!bytes.Equal(it.Key(), userKey(i)) || !bytes.Equal(v, userValue(i))) {
 					t.Fatalf("%s: row %d of the scan is wrong", what, i)
 				}
 				n++
@@ -354,27 +356,28 @@ func TestAFailureLeavesTheDirectoryAsAPowerLossWould(t *testing.T) {
 		o := testOptions(t, fs)
 		o.MemTableBytes = 64 << 10
 		o.ProbeInterval = time.Millisecond
-		o.Fatal = func(err error) { fatal <- err }
+		o.Fatal = func(err error) { // and from now on the disk seems well again
+			fs.FailSyncs(nil)
+			fs.FailWrites(nil)
+			fatal <- err
+		}
 		e := mustOpen(t, o)
-		// The disk fails at some step, for writes or for syncs, and is well again a few steps later.
+		// The disk fails from some step on, for writes or for syncs.
 		boom := errors.New("the disk is gone")
 		steps := 20 + rng.IntN(400)
 		onSync := rng.IntN(2) == 0
-		var hook func()
-		hook = func() {
+		setHook(fs, func() {
 			fs.mu.Lock()
 			defer fs.mu.Unlock()
-			switch steps--; {
-			case steps < -10:
-				fs.mu.failSyncs, fs.mu.failWrites = nil, nil
-			case steps < 0 && onSync:
+			if steps--; steps != 0 {
+				return
+			}
+			if onSync {
 				fs.mu.failSyncs = boom
-			case steps < 0:
+			} else {
 				fs.mu.failWrites = boom
 			}
-		}
-		var gate = make(chan struct{}, 1) // the hook runs on several goroutines
-		fs.hook = func() { gate <- struct{}{}; hook(); <-gate }
+		})
 		acked := 0
 		for i := 1; ; i++ {
 			b := e.NewBatch()
@@ -394,9 +397,7 @@ func TestAFailureLeavesTheDirectoryAsAPowerLossWould(t *testing.T) {
 		if err := e.Close(); !errors.Is(err, boom) {
 			t.Fatal(err)
 		}
-		fs.hook = nil
-		fs.FailSyncs(nil)
-		fs.FailWrites(nil)
+		setHook(fs, nil)
 		for _, keep := range keepPercents {
 			e, err := Open(testOptions(t, fs.CrashClone(keep, seed)))
 			if err != nil {
@@ -404,7 +405,8 @@ func TestAFailureLeavesTheDirectoryAsAPowerLossWould(t *testing.T) {
 			}
 			for i := 1; i <= acked; i++ {
 				if _, v, ok, err := e.Get(userKey(i), nil); err != nil || !ok || !bytes.Equal(v, userValue(i)) {
-					t.Fatalf("round %d, sync %t, %d%% kept: key %d of %d: %t, %v", round, onSync, keep, i, acked, ok, err)
+					t.Fatalf("round %d, sync %t, %d%% kept: key %d of %d: %t, %v",
+						round, onSync, keep, i, acked, ok, err)
 				}
 			}
 			mustClose(t, e)

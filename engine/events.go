@@ -140,7 +140,8 @@ func (e *Engine) listener() *pebble.EventListener {
 		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
 			m.stalls.Inc()
 			e.stallStart.Store(int64(e.now()))
-			log.log(slog.LevelWarn, "writes stalled: flushes or compactions are behind", slog.String("reason", i.Reason))
+			log.log(slog.LevelWarn, "writes stalled: flushes or compactions are behind",
+				slog.String("reason", i.Reason))
 		},
 		WriteStallEnd: func() {
 			d := e.now() - time.Duration(e.stallStart.Swap(0))

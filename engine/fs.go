@@ -3,7 +3,9 @@ package engine
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -12,12 +14,13 @@ import (
 // Safe for concurrent use; many engines may share one, each in its own directory.
 type FS struct {
 	inner vfs.FS
-	mem   *vfs.MemFS // nil on disk
-	hook  func()     // set by tests before use: called around everything that a crash could fall between
+	mem   *vfs.MemFS             // nil on disk
+	hook  atomic.Pointer[func()] // set by tests: called around everything that a crash could fall between
 
 	mu struct {
 		sync.Mutex
 		failSyncs  error
+		failSuffix string // of the files whose syncs fail; "" all
 		failWrites error
 		syncGate   chan struct{} // syncs wait while it is open
 	}
@@ -90,14 +93,17 @@ func (e *SyncError) Unwrap() error { return e.Err }
 // syncing runs a sync as the tests want it.
 func (f *FS) syncing(name string, sync func() error) error {
 	f.mu.Lock()
-	gate, err := f.mu.syncGate, f.mu.failSyncs
+	gate := f.mu.syncGate
 	f.mu.Unlock()
 	if gate != nil {
 		<-gate
-		f.mu.Lock()
-		err = f.mu.failSyncs
-		f.mu.Unlock()
 	}
+	f.mu.Lock()
+	err := f.mu.failSyncs
+	if !strings.HasSuffix(name, f.mu.failSuffix) {
+		err = nil
+	}
+	f.mu.Unlock()
 	f.step()
 	if err == nil {
 		err = sync()
@@ -117,7 +123,7 @@ func (f *FS) writing() error {
 }
 
 func (f *FS) step() {
-	if f.hook != nil {
-		f.hook()
+	if h := f.hook.Load(); h != nil {
+		(*h)()
 	}
 }

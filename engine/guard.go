@@ -121,8 +121,8 @@ func (g guardFS) RemoveAll(name string) error {
 	return g.change(func() error { return g.FS.RemoveAll(name) })
 }
 
-// Open keeps two kinds of damage from Pebble, which panics at a blob file with a bad footer and calls Fatalf for a table that
-// is gone. As errors of opening they reach whoever reads, and the store lives.
+// Open keeps two kinds of damage from Pebble, which panics at a blob file with a bad footer and calls Fatalf for a
+// table that is gone. As errors of opening they reach whoever reads, and the store lives.
 func (g guardFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	file, err := g.FS.Open(name, opts...)
 	if err != nil {

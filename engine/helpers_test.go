@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -126,6 +127,21 @@ func entries(term, from uint64, datas ...string) []raftpb.Entry {
 		out = append(out, raftpb.Entry{Term: term, Index: from + uint64(i), Data: []byte(d)})
 	}
 	return out
+}
+
+// setHook has f called at every step of the file system, one call at a time; nil ends that.
+func setHook(fs *FS, f func()) {
+	if f == nil {
+		fs.hook.Store(nil)
+		return
+	}
+	var mu sync.Mutex
+	locked := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		f()
+	}
+	fs.hook.Store(&locked)
 }
 
 // readFile, writeFile and filesWith look past the engine at what is stored.

@@ -100,7 +100,8 @@ func decodePeer(store base.StoreID, b []byte) (PeerRecord, error) {
 	}
 	n := int(binary.BigEndian.Uint16(body[9:]))
 	if n > maxAddrLen || len(body) != peerFixedLen-crcLen+n {
-		return PeerRecord{}, fmt.Errorf("%s of %s: %d bytes for an address of %d: %w", what, store, len(b), n, ErrCorrupt)
+		return PeerRecord{}, fmt.Errorf("%s of %s: %d bytes for an address of %d: %w",
+			what, store, len(b), n, ErrCorrupt)
 	}
 	return PeerRecord{Store: store, Addr: string(body[11:]), Incarnation: u64at(body, 1)}, nil
 }

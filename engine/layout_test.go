@@ -61,16 +61,20 @@ func golden() map[string]struct {
 	expiring := plain
 	expiring.Expiry = 0x4142434445464748
 	return map[string]row{
-		"mark":      {enc(markLen, func(b []byte) { putMark(b, mark) }), mark, func(b []byte) (any, error) { return decodeMark(b) }},
-		"hard":      {enc(hardLen, func(b []byte) { putHard(b, hard) }), hard, func(b []byte) (any, error) { return decodeHard(b) }},
-		"truncated": {enc(truncLen, func(b []byte) { putTruncated(b, trunc) }), trunc, func(b []byte) (any, error) { return decodeTruncated(b) }},
+		"mark": {enc(markLen, func(b []byte) { putMark(b, mark) }), mark,
+			func(b []byte) (any, error) { return decodeMark(b) }},
+		"hard": {enc(hardLen, func(b []byte) { putHard(b, hard) }), hard,
+			func(b []byte) (any, error) { return decodeHard(b) }},
+		"truncated": {enc(truncLen, func(b []byte) { putTruncated(b, trunc) }), trunc,
+			func(b []byte) (any, error) { return decodeTruncated(b) }},
 		"applied": {enc(appliedLen(&applied), func(b []byte) { putApplied(b, &applied) }), applied,
 			func(b []byte) (any, error) { return decodeApplied(b) }},
 		"entry": {enc(entryHeaderLen+4, func(b []byte) {
 			putEntryHeader(b, entry.Type, entry.Term)
 			copy(b[entryHeaderLen:], entry.Data)
 		}), entry, func(b []byte) (any, error) { return decodeEntry(12, b) }},
-		"value": {enc(valueLen(plain, 3), func(b []byte) { putValue(b, plain, []byte("abc")) }), value{plain, "abc"}, decValue},
+		"value": {enc(valueLen(plain, 3), func(b []byte) { putValue(b, plain, []byte("abc")) }),
+			value{plain, "abc"}, decValue},
 		"value_expiry": {enc(valueLen(expiring, 3), func(b []byte) { putValue(b, expiring, []byte("abc")) }),
 			value{expiring, "abc"}, decValue},
 		"ident": {appendIdent(nil, &ident), fixed, func(b []byte) (any, error) { return decodeIdent(b) }},
@@ -145,8 +149,9 @@ func TestKeysMatchTheGoldenFile(t *testing.T) {
 	const shard = base.ShardID(0x0102030405060708)
 	var all []byte
 	for _, k := range [][]byte{
-		identKey(), metaKey(), peerKey(9), shardKey(spanMark, shard), shardKey(spanDesc, shard), shardKey(spanApplied, shard),
-		shardKey(spanSession, shard), stateKey(shard, raftHard), stateKey(shard, raftTruncated), logKey(shard, 0x1112),
+		identKey(), metaKey(), peerKey(9), shardKey(spanMark, shard), shardKey(spanDesc, shard),
+		shardKey(spanApplied, shard), shardKey(spanSession, shard), stateKey(shard, raftHard),
+		stateKey(shard, raftTruncated), logKey(shard, 0x1112),
 	} {
 		all = append(append(all, byte(len(k))), k...)
 	}
@@ -155,8 +160,8 @@ func TestKeysMatchTheGoldenFile(t *testing.T) {
 
 func TestLogKeysSortByShardThenIndexBetweenTheStates(t *testing.T) {
 	order := [][]byte{
-		stateKey(1, raftHard), logKey(1, 0), logKey(1, 255), logKey(1, 256), logKey(1, 1<<40), stateKey(1, raftTruncated),
-		stateKey(2, raftHard), logKey(2, 1), stateKey(1<<33, raftHard),
+		stateKey(1, raftHard), logKey(1, 0), logKey(1, 255), logKey(1, 256), logKey(1, 1<<40),
+		stateKey(1, raftTruncated), stateKey(2, raftHard), logKey(2, 1), stateKey(1<<33, raftHard),
 	}
 	for i := 1; i < len(order); i++ {
 		if bytes.Compare(order[i-1], order[i]) >= 0 {
@@ -317,7 +322,8 @@ func TestIdentSurvivesReopenAndKeepsTheHighestIncarnations(t *testing.T) {
 	want := testIdent()
 	want.Format, want.FormatMajor, want.Incarnation, want.Meta = FormatVersion, uint32(FormatMajor), 6, newer
 	want.Peers = []PeerRecord{
-		{Store: 2, Addr: "b:1", Incarnation: 9}, {Store: 3, Addr: "moved:1", Incarnation: 2}, {Store: 9, Addr: "i:1", Incarnation: 1},
+		{Store: 2, Addr: "b:1", Incarnation: 9}, {Store: 3, Addr: "moved:1", Incarnation: 2},
+		{Store: 9, Addr: "i:1", Incarnation: 1},
 	}
 	check := func(e *Engine) {
 		t.Helper()

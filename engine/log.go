@@ -41,8 +41,8 @@ var _ raft.Storage = (*Log)(nil)
 // memtable and table it is in, a point tombstone only its neighbours.
 const pointDeletes = 128
 
-// OpenLog opens the log of a replica that LoadReplicas has returned, or that has just been created. It costs a few seeks
-// whatever the log's length. It fails with ExitCorrupt if the log ends before what is applied or committed.
+// OpenLog opens the log of a replica that LoadReplicas has returned, or that has just been created. It costs a few
+// seeks whatever the log's length. It fails with ExitCorrupt if the log ends before what is applied or committed.
 func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
 	name := base.ReplicaName(st.Shard, st.Mark.ReplicaID)
 	l := &Log{e: e, shard: st.Shard}
@@ -103,9 +103,9 @@ func (e *Engine) lastEntry(shard base.ShardID, first uint64) (index, term uint64
 // Close drops the log's entries from the cache. The log must not be used afterwards.
 func (l *Log) Close() { l.ring.truncate(math.MaxUint64) }
 
-// Append adds entries to the log and to the batch, whose commit makes them durable. They are consecutive and start at or
-// before last+1; from their first index on they replace what the log has, and entries of the old log beyond the new end
-// are deleted in the same batch. Entry data is kept, not copied: it must not change any more.
+// Append adds entries to the log and to the batch, whose commit makes them durable. They are consecutive and start at
+// or before last+1; from their first index on they replace what the log has, and entries of the old log beyond the new
+// end are deleted in the same batch. Entry data is kept, not copied: it must not change any more.
 func (l *Log) Append(b *Batch, ents []raftpb.Entry) {
 	first, last := l.first.Load(), l.last.Load()
 	if len(ents) > 0 && ents[0].Index < first { // already truncated: those are applied and cannot differ

@@ -51,7 +51,8 @@ func sameEntries(a, b []raftpb.Entry) error {
 		return fmt.Errorf("%d entries, want %d", len(a), len(b))
 	}
 	for i := range a {
-		if a[i].Index != b[i].Index || a[i].Term != b[i].Term || a[i].Type != b[i].Type || !bytes.Equal(a[i].Data, b[i].Data) {
+		x, y := &a[i], &b[i]
+		if x.Index != y.Index || x.Term != y.Term || x.Type != y.Type || !bytes.Equal(x.Data, y.Data) {
 			return fmt.Errorf("entry %d is %v, want %v", i, a[i], b[i])
 		}
 	}
@@ -340,7 +341,8 @@ func TestTheCacheEvictsTheOldestRunsOfAllLogsAndKeepsItsBudget(t *testing.T) {
 	if a, b, c := cached(0), cached(1), cached(2); a != 0 || b != 0 || c != 4 {
 		t.Fatalf("cached entries %d %d %d, want 0 0 4", a, b, c)
 	}
-	if ents, err := ls[0].Entries(11, 14, math.MaxUint64); err != nil || len(ents) != 3 || !bytes.Equal(ents[2].Data, data) {
+	ents, err := ls[0].Entries(11, 14, math.MaxUint64)
+	if err != nil || len(ents) != 3 || !bytes.Equal(ents[2].Data, data) {
 		t.Fatal("evicted entries are not read back", err)
 	}
 	if cached(0) != 0 {

@@ -69,8 +69,8 @@ func decodeMarker(b []byte) (format uint32, state byte, err error) {
 	return format, state, nil
 }
 
-// makeDir creates the directory of a first open and syncs its parents, so that a synced store cannot vanish with its own
-// directory entry. All parents: an earlier try may have made some of them and died before it synced them.
+// makeDir creates the directory of a first open and syncs its parents, so that a synced store cannot vanish with its
+// own directory entry. All parents: an earlier try may have made some of them and died before it synced them.
 func makeDir(fs vfs.FS, dir string) error {
 	if err := fs.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -187,8 +187,8 @@ func lockDir(fs vfs.FS, dir string) (*pebble.Lock, error) {
 	return nil, &OpenError{Code: ExitInUse, Dir: dir, Err: err}
 }
 
-// isPathError tells a LOCK file that cannot be opened from one that is locked: the system may answer EACCES for both, but
-// only opening comes back with the path.
+// isPathError tells a LOCK file that cannot be opened from one that is locked: the system may answer EACCES for both,
+// but only opening comes back with the path.
 func isPathError(err error) bool {
 	var pe *os.PathError
 	return errors.As(err, &pe)

@@ -90,7 +90,8 @@ func newCollector(e *Engine) *collector {
 		drops: desc("events_dropped_total", "Log lines dropped because the logger did not keep up."),
 		age:   desc("sync_age_seconds", "Age of the oldest unfinished sync."),
 		gauges: []gauge{
-			g("block_cache_bytes", "Bytes in the block cache.", G, func(m *M) float64 { return float64(m.BlockCache.Size) }),
+			g("block_cache_bytes", "Bytes in the block cache.", G,
+				func(m *M) float64 { return float64(m.BlockCache.Size) }),
 			g("block_cache_hits_total", "Hits.", C, func(m *M) float64 { return float64(m.BlockCache.Hits) }),
 			g("block_cache_misses_total", "Misses.", C, func(m *M) float64 { return float64(m.BlockCache.Misses) }),
 			g("l0_files", "Tables in L0.", G, func(m *M) float64 { return float64(m.Levels[0].TablesCount) }),
@@ -102,13 +103,19 @@ func newCollector(e *Engine) *collector {
 			g("memtables", "Memtables.", G, func(m *M) float64 { return float64(m.MemTable.Count) }),
 			g("compaction_debt_bytes", "Bytes to compact until the store is at rest.", G,
 				func(m *M) float64 { return float64(m.Compact.EstimatedDebt) }),
-			g("compactions_running", "Compactions at work.", G, func(m *M) float64 { return float64(m.Compact.NumInProgress) }),
-			g("wal_bytes_total", "Bytes written to the log.", C, func(m *M) float64 { return float64(m.WAL.BytesWritten) }),
+			g("compactions_running", "Compactions at work.", G,
+				func(m *M) float64 { return float64(m.Compact.NumInProgress) }),
+			g("wal_bytes_total", "Bytes written to the log.", C,
+				func(m *M) float64 { return float64(m.WAL.BytesWritten) }),
 			g("wal_files", "Live log files.", G, func(m *M) float64 { return float64(m.WAL.Files) }),
-			g("blob_bytes", "Bytes of separated values.", G, func(m *M) float64 { return float64(m.BlobFiles.LiveSize) }),
-			g("disk_used_bytes", "Bytes of all files of the store.", G, func(m *M) float64 { return float64(m.DiskSpaceUsage()) }),
-			g("tombstones", "Deleted keys not yet compacted away.", G, func(m *M) float64 { return float64(m.Keys.TombstoneCount) }),
-			g("open_table_iterators", "Open iterators over tables.", G, func(m *M) float64 { return float64(m.TableIters) }),
+			g("blob_bytes", "Bytes of separated values.", G,
+				func(m *M) float64 { return float64(m.BlobFiles.LiveSize) }),
+			g("disk_used_bytes", "Bytes of all files of the store.", G,
+				func(m *M) float64 { return float64(m.DiskSpaceUsage()) }),
+			g("tombstones", "Deleted keys not yet compacted away.", G,
+				func(m *M) float64 { return float64(m.Keys.TombstoneCount) }),
+			g("open_table_iterators", "Open iterators over tables.", G,
+				func(m *M) float64 { return float64(m.TableIters) }),
 		},
 	}
 }
@@ -136,7 +143,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(g.desc, g.kind, g.read(m))
 	}
 	for i := range m.Levels {
-		ch <- prometheus.MustNewConstMetric(c.level, prometheus.GaugeValue, float64(m.Levels[i].TablesSize), strconv.Itoa(i))
+		ch <- prometheus.MustNewConstMetric(c.level, prometheus.GaugeValue, float64(m.Levels[i].TablesSize),
+			strconv.Itoa(i))
 	}
 	if h := secondsHistogram(c.fsync, m.LogWriter.FsyncLatency); h != nil {
 		ch <- h

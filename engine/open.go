@@ -16,8 +16,8 @@ import (
 //
 // Stages: look (refuse what is not ours, before anything is touched), lock, mark the directory as ours, check manifest
 // and log, let Pebble recover, read the ident. A crash in any of them leaves a directory that opens again. Everything
-// that Pebble replays from its log has been flushed and synced when Open returns: entries that an earlier life wrote but
-// never synced may be acknowledged now.
+// that Pebble replays from its log has been flushed and synced when Open returns: entries that an earlier life wrote
+// but never synced may be acknowledged now.
 //
 // It fails with an *OpenError for whatever has an exit code, and with a plain error otherwise.
 func Open(o Options) (*Engine, error) {
@@ -126,9 +126,9 @@ func (e *Engine) openDB() (err error) {
 	return nil
 }
 
-// openPebble runs pebble.Open on a goroutine of its own: on some damage Pebble panics, and on some errors it calls Fatalf,
-// which must not return and so ends its goroutine, perhaps one that pebble.Open waits for. All come back as errors. A
-// failure that the guard has seen lets pebble.Open run to its end; the database is then closed again.
+// openPebble runs pebble.Open on a goroutine of its own: on some damage Pebble panics, and on some errors it calls
+// Fatalf, which must not return and so ends its goroutine, perhaps one that pebble.Open waits for. All come back as
+// errors. A failure that the guard has seen lets pebble.Open run to its end; the database is then closed again.
 func (e *Engine) openPebble(po *pebble.Options) (*pebble.DB, error) {
 	type result struct {
 		db  *pebble.DB

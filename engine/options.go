@@ -136,8 +136,8 @@ func (o Options) pebbleOptions() *pebble.Options {
 	po.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionBalanced })
 
 	po.Experimental.EnableColumnarBlocks = func() bool { return true } // needed by value separation; cheaper seeks
-	// Values from 256 bytes on live in blob files, which compactions carry along by reference: half of the write cost of
-	// 1 KiB records. Blob files with a fifth of garbage are rewritten once they are old enough to have settled.
+	// Values from 256 bytes on live in blob files, which compactions carry along by reference: half of the write cost
+	// of 1 KiB records. Blob files with a fifth of garbage are rewritten once they are old enough to have settled.
 	po.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
 		return pebble.ValueSeparationPolicy{
 			Enabled:               true,
@@ -155,8 +155,8 @@ func (o Options) pebbleOptions() *pebble.Options {
 	return po
 }
 
-// spanPolicy keeps the two key spaces apart: a table ends where the local space ends. Log entries and replica states are
-// short-lived, so they stay in their tables, lightly compressed; data may have its values separated. Keys have no
+// spanPolicy keeps the two key spaces apart: a table ends where the local space ends. Log entries and replica states
+// are short-lived, so they stay in their tables, lightly compressed; data may have its values separated. Keys have no
 // versions in their suffix, so Pebble need not look for any.
 func spanPolicy(start []byte) (pebble.SpanPolicy, []byte, error) {
 	if len(start) == 0 || start[0] < dataStart {

@@ -12,12 +12,13 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Checks of a directory that Pebble does not make. Two files decide what the rest means, and Pebble reads both only up to
-// the first record that does not check, and takes what follows as never written. That is right for a write that a crash
-// tore; after damage it loses acknowledged data without a word. So both are looked through before Pebble opens them.
+// Checks of a directory that Pebble does not make. Two files decide what the rest means, and Pebble reads both only up
+// to the first record that does not check, and takes what follows as never written. That is right for a write that a
+// crash tore; after damage it loses acknowledged data without a word. So both are looked through before Pebble opens
+// them.
 
-// checkManifest refuses a damaged manifest. Every edit in it is synced before the next is written, so a crash tears at most
-// the last. A directory without a database passes.
+// checkManifest refuses a damaged manifest. Every edit in it is synced before the next is written, so a crash tears at
+// most the last. A directory without a database passes.
 func checkManifest(fs vfs.FS, dir string) error {
 	desc, err := pebble.Peek(dir, fs)
 	if err != nil {

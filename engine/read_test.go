@@ -30,7 +30,8 @@ func TestIteratorsStayInTheirBoundsBothWays(t *testing.T) {
 				var got []int
 				for ; it.Valid(); it.Next() {
 					i := int(it.Header().Version)
-					if !bytes.Equal(it.Key(), userKey(i)) || !bytes.Equal(it.Value(), userValue(i)) || it.Header().Flags != 3 {
+					if !bytes.Equal(it.Key(), userKey(i)) || !bytes.Equal(it.Value(), userValue(i)) ||
+						it.Header().Flags != 3 {
 						t.Fatalf("key %q has the value of %d", it.Key(), i)
 					}
 					got = append(got, i)
@@ -57,7 +58,8 @@ func TestIteratorsStayInTheirBoundsBothWays(t *testing.T) {
 	if _, err := e.NewIter(nil, userKey(1), false); !errors.Is(err, ErrInvalidKey) {
 		t.Fatal("an unbounded iterator was opened", err)
 	}
-	if h, v, ok, err := e.Get([]byte("\x02m"), []byte("buf-")); err != nil || !ok || h.Version != 9 || string(v) != "buf-first" {
+	h, v, ok, err := e.Get([]byte("\x02m"), []byte("buf-"))
+	if err != nil || !ok || h.Version != 9 || string(v) != "buf-first" {
 		t.Fatal(h, string(v), ok, err)
 	}
 	if _, v, ok, err := e.Get([]byte("\x02nothing"), []byte("buf-")); err != nil || ok || string(v) != "buf-" {
@@ -152,7 +154,8 @@ func TestLaterWritesOfABatchWin(t *testing.T) {
 			t.Fatal("a filled batch looks empty")
 		}
 	})
-	if h, v, ok, err := e.Get(userKey(1), nil); err != nil || !ok || h != (ValueHeader{Version: 2, Expiry: 77}) || string(v) != "new" {
+	h, v, ok, err := e.Get(userKey(1), nil)
+	if err != nil || !ok || h != (ValueHeader{Version: 2, Expiry: 77}) || string(v) != "new" {
 		t.Fatal(h, string(v), ok, err)
 	}
 	for _, i := range []int{2, 3} {

@@ -9,16 +9,16 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Pebble's record format, for manifests and write-ahead logs. Records are cut into chunks, none across a border of 32 KiB,
-// little-endian:
+// Pebble's record format, for manifests and write-ahead logs. Records are cut into chunks, none across a border of 32
+// KiB, little-endian:
 //
 //	u32 crc | u16 length | u8 type | payload                                        types 1-4: manifests
 //	u32 crc | u16 length | u8 type | u32 log number | payload                       types 5-8
 //	u32 crc | u16 length | u8 type | u32 log number | u64 synced offset | payload   types 9-12: logs
 //
 // The crc covers everything from the type on. Of each four types the first is a whole record, the others its first,
-// middle and last part. What is too short for a header at the end of a block is zero. The synced offset is a promise: when
-// the chunk was written, the log was synced at least up to there.
+// middle and last part. What is too short for a header at the end of a block is zero. The synced offset is a promise:
+// when the chunk was written, the log was synced at least up to there.
 const (
 	chunkHeader = 7
 	chunkPad    = 19 // a zero rest of a block below this is padding: the longest header
@@ -143,8 +143,8 @@ func tornAt(b []byte, at int) bool {
 	return false
 }
 
-// checkLog looks through a write-ahead log, in which only some records were synced, and which may go over an older log's
-// bytes. A bad chunk is damage if a later one of the same log promises that it had been synced.
+// checkLog looks through a write-ahead log, in which only some records were synced, and which may go over an older
+// log's bytes. A bad chunk is damage if a later one of the same log promises that it had been synced.
 func checkLog(b []byte, num uint32) error {
 	at := 0
 	for at < len(b) {

@@ -139,7 +139,8 @@ func TestOtherClustersAndStoresAreRefused(t *testing.T) {
 		code    int
 	}{
 		{id.Cluster, id.Store, 0}, {base.ClusterID{}, 0, 0}, {base.ClusterID{9}, id.Store, ExitOtherCluster},
-		{id.Cluster, 9, ExitOtherStore}, {base.ClusterID{9}, 9, ExitOtherCluster}, {base.ClusterID{}, 9, ExitOtherStore},
+		{id.Cluster, 9, ExitOtherStore}, {base.ClusterID{9}, 9, ExitOtherCluster},
+		{base.ClusterID{}, 9, ExitOtherStore},
 	} {
 		if err := e.CheckIdent(c.cluster, c.store); ExitCode(err) != c.code || (err == nil) != (c.code == 0) {
 			t.Errorf("cluster %s, store %s: %v, want code %d", c.cluster, c.store, err, c.code)
@@ -171,7 +172,8 @@ func TestStatesThatContradictThemselvesAreRefused(t *testing.T) {
 			b.SetTruncated(7, TruncatedState{Index: InitialIndex + 1, Term: InitialTerm})
 		},
 		"impossible mark": func(b *Batch) {
-			put(b, shardKey(spanMark, 7), enc(markLen, func(d []byte) { putMark(d, ReplicaMark{ReplicaID: 5, NextReplicaID: 5}) }))
+			m := ReplicaMark{ReplicaID: 5, NextReplicaID: 5}
+			put(b, shardKey(spanMark, 7), enc(markLen, func(d []byte) { putMark(d, m) }))
 		},
 		"descriptor of another shard": func(b *Batch) {
 			put(b, shardKey(spanDesc, 7), testDesc(9, "00000007", "00000008").Append(nil))
@@ -373,15 +375,15 @@ func TestAFullDiskAtAnyMomentOfOpenIsRefusedAndOpensAgain(t *testing.T) {
 		for step, passed := 0, false; !passed; step++ {
 			fs := base.CrashClone(100, 1)
 			n := 0
-			fs.hook = func() {
+			setHook(fs, func() {
 				if n++; n > step {
 					fs.mu.Lock()
 					fs.mu.failWrites = syscall.ENOSPC
 					fs.mu.Unlock()
 				}
-			}
+			})
 			e, err := Open(testOptions(t, fs))
-			fs.hook = nil
+			setHook(fs, nil)
 			fs.FailWrites(nil)
 			if err == nil {
 				passed = true

@@ -21,6 +21,19 @@ func (e *Engine) LoadReplicas() ([]ReplicaState, error) {
 	return states, nil
 }
 
+// Mark reads the mark of one shard, also where no replica exists (any more); ok is false if the shard never had one
+// here.
+func (e *Engine) Mark(shard base.ShardID) (m ReplicaMark, ok bool, err error) {
+	v, ok, err := e.get(shardKey(spanMark, shard))
+	if err == nil && ok {
+		m, err = decodeMark(v)
+	}
+	if err != nil {
+		return ReplicaMark{}, false, fmt.Errorf("load mark of %s: %w", shard, err)
+	}
+	return m, ok, nil
+}
+
 func (e *Engine) loadReplicas() ([]ReplicaState, error) {
 	var states []ReplicaState
 	at := make(map[base.ShardID]int)
@@ -116,7 +129,8 @@ func (e *Engine) loadRaftState(st *ReplicaState, applied bool) error {
 		return fmt.Errorf("half a state: descriptor %t, applied %t, truncated %t, hard %t: %w",
 			initialised, applied, haveTrunc, haveHard, ErrCorrupt)
 	case st.Truncated.Index > st.Applied.Index:
-		return fmt.Errorf("log truncated at %d, applied only to %d: %w", st.Truncated.Index, st.Applied.Index, ErrCorrupt)
+		return fmt.Errorf("log truncated at %d, applied only to %d: %w",
+			st.Truncated.Index, st.Applied.Index, ErrCorrupt)
 	}
 	return nil
 }

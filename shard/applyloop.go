@@ -147,8 +147,12 @@ type answered struct {
 
 func newApplyWorker(s *Store) *applyWorker { return &applyWorker{store: s} }
 
-// applyBytes is about what one group adds to a batch.
-const applyBytes = 4 << 20
+// applyBytes is about what one group adds to a batch, applyBatchBytes what a batch of several groups holds: well below
+// half a memtable.
+const (
+	applyBytes      = 4 << 20
+	applyBatchBytes = 16 << 20
+)
 
 func (aw *applyWorker) process(keys []uint64) {
 	slices.SortFunc(keys, cmp.Compare[uint64]) // state is written in shard order
@@ -159,8 +163,14 @@ func (aw *applyWorker) process(keys []uint64) {
 			}
 		}
 	}
-	if len(aw.runs) > 0 {
-		aw.applyAll(aw.runs)
+	for rest := aw.runs; len(rest) > 0; {
+		n, bytes := 1, rest[0].bytes
+		for n < len(rest) && bytes+rest[n].bytes <= applyBatchBytes {
+			bytes += rest[n].bytes
+			n++
+		}
+		aw.applyAll(rest[:n])
+		rest = rest[n:]
 	}
 	for _, run := range aw.runs {
 		run.reset()

@@ -44,6 +44,9 @@ func (s *Store) Create(d *base.Descriptor, data []engine.KV, campaign bool) erro
 		}
 	}
 	d = d.Clone()
+	if err := s.loadDeadMark(d.Shard); err != nil {
+		return fmt.Errorf("create replica: %w", err)
+	}
 	for {
 		c, wait, err := s.reserve(d, self.Replica)
 		if err != nil || (c == nil && wait == nil) {
@@ -55,6 +58,20 @@ func (s *Store) Create(d *base.Descriptor, data []engine.KV, campaign bool) erro
 		}
 		return s.create(c, self.Replica, data, campaign)
 	}
+}
+
+// loadDeadMark finds the mark that a removed replica has left: boot loads those of existing replicas only.
+func (s *Store) loadDeadMark(shard base.ShardID) error {
+	m, ok, err := s.engine.Mark(shard)
+	if err != nil || !ok || m.ReplicaID != 0 { // one that exists, or is being created, is known
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.mu.marks[shard]; !known {
+		s.mu.marks[shard] = m
+	}
+	return nil
 }
 
 // reserve checks a creation: all nil means that the replica exists already, wait that the same shard is being created.
@@ -212,10 +229,10 @@ func (s *Store) boot() error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, st := range states {
+	for _, st := range states { // newReplica is called without the lock: it may call Config.Fault
+		s.mu.Lock()
 		s.mu.marks[st.Shard] = st.Mark
+		s.mu.Unlock()
 		if st.Mark.ReplicaID == 0 {
 			continue
 		}
@@ -227,9 +244,11 @@ func (s *Store) boot() error {
 		if err != nil {
 			return err
 		}
+		s.mu.Lock()
 		s.publishReplicaLocked(r)
+		s.mu.Unlock()
 	}
-	s.log.Info("store loaded", "store", s.cfg.Store, "replicas", len(s.mu.replicas))
+	s.log.Info("store loaded", "store", s.cfg.Store, "replicas", len(states))
 	for _, w := range s.workers {
 		s.pool.Enqueue(w.control)
 	}

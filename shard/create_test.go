@@ -5,6 +5,8 @@ import (
 	"sync"
 	"testing"
 
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
@@ -100,6 +102,7 @@ func TestMessagesForOtherReplicasOrFromStrangersAreDropped(t *testing.T) {
 		Shard: 7, From: base.ReplicaID(lead), To: r.id, FromStore: lead, ToStore: follower.id,
 	}
 	good.Msg.From, good.Msg.To, good.Msg.Type = uint64(good.From), uint64(good.To), 8 // heartbeat
+	good.Msg.Term = 6
 	if why := r.refuse(&good); why != "" {
 		t.Fatalf("a good message is refused: %s", why)
 	}
@@ -119,6 +122,15 @@ func TestMessagesForOtherReplicasOrFromStrangersAreDropped(t *testing.T) {
 		"proposal":             func(m *wire.RaftMessage) { m.Msg.Type = 2 },
 		"campaign":             func(m *wire.RaftMessage) { m.Msg.Type = 0 },
 		"forwarded read index": func(m *wire.RaftMessage) { m.Msg.Type = 15 },
+		"no term":              func(m *wire.RaftMessage) { m.Msg.Term = 0 },
+		"entries with a gap": func(m *wire.RaftMessage) {
+			m.Msg.Type, m.Msg.Index = 3, 11
+			m.Msg.Entries = []raftpb.Entry{{Term: 6, Index: 12}, {Term: 6, Index: 14}}
+		},
+		"an entry of a later term": func(m *wire.RaftMessage) {
+			m.Msg.Type, m.Msg.Index = 3, 11
+			m.Msg.Entries = []raftpb.Entry{{Term: 7, Index: 12}}
+		},
 	} {
 		m := good
 		change(&m)

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"errors"
+	"slices"
 
 	"go.etcd.io/etcd/raft/v3"
 
@@ -48,7 +49,8 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	s := r.store
 	r.in.Lock()
 	r.in.closed, r.in.reason = code, reason
-	transfers := r.in.transfers
+	transfers := slices.Concat(rw.asked, r.in.transfers)
+	rw.asked = nil
 	r.in.transfers, r.in.calls, r.in.confs, r.in.unreachable = nil, nil, nil, nil
 	s.used.inbox.Add(-r.in.msgBytes)
 	r.in.msgs, r.in.msgBytes = nil, 0

@@ -67,6 +67,10 @@ func (r *replica) refuse(m *wire.RaftMessage) string {
 		return "address"
 	case !allowed(m.Msg.Type):
 		return "type"
+	case m.Msg.Term == 0:
+		return "term" // raft takes it for a message of its own and checks no term; no replica ever sends one
+	case !wellFormed(&m.Msg):
+		return "entries"
 	}
 	d := r.desc.Load()
 	if from, ok := d.Replica(m.From); ok {
@@ -78,6 +82,17 @@ func (r *replica) refuse(m *wire.RaftMessage) string {
 	}
 	// An id that our descriptor does not know yet is newer than it; raft decides.
 	return ""
+}
+
+// wellFormed reports whether entries stand where the message says and in no later term. Raft trusts that blindly: a gap
+// would end up as a hole in the log, under a group that never comes to rest.
+func wellFormed(m *raftpb.Message) bool {
+	for i := range m.Entries {
+		if e := &m.Entries[i]; e.Index != m.Index+1+uint64(i) || e.Term == 0 || e.Term > m.Term {
+			return false
+		}
+	}
+	return true
 }
 
 // push adds a message to the inbox, unless that is full.

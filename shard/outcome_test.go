@@ -125,3 +125,37 @@ func TestAStoppingStoreAnswersEverybodyOnce(t *testing.T) {
 		t.Error("a stopped store created a replica")
 	}
 }
+
+func TestAReadWaitsUntilWhatWasCommittedBeforeItIsApplied(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.create(desc(7, "", "", 1, 2, 3))
+	c.put(7, "a", "1")
+	lead := c.leader(7)
+	lead.hold = true
+	a := newAnswers(t)
+	w := c.write(lead, op(wire.OpPut, 7, "a", "2"), a, time.Hour)
+	c.settle()
+	r := c.readIndex(lead, 7, a, time.Hour)
+	late := c.readIndex(lead, 7, a, 200*time.Millisecond)
+	c.settle()
+	if a.missing() != 3 || lead.store.lookup(7).commit.Load() <= lead.store.lookup(7).applied.Load() {
+		t.Fatalf("%d requests wait at commit %d, applied %d", a.missing(),
+			lead.store.lookup(7).commit.Load(), lead.store.lookup(7).applied.Load())
+	}
+	for range 3 {
+		c.tick()
+	}
+	if ans, ok := a.of(late); !ok || ans.Code != wire.TimedOut {
+		t.Fatalf("a confirmed read past its deadline: %v %s", ok, ans.Code)
+	}
+	lead.hold = false
+	c.settle()
+	for _, req := range []uint64{w, r} {
+		if ans, ok := a.of(req); !ok || ans.Code != wire.OK {
+			t.Fatalf("request %d: %v %s", req, ok, ans.Code)
+		}
+	}
+	if v, _ := c.local(lead, 7, "a"); v != "2" {
+		t.Fatalf("read %q", v)
+	}
+}

@@ -59,6 +59,7 @@ func (w *worker) step(r *replica) {
 	in.msgBytes = 0
 	unreachable, transfers, calls, campaign := in.unreachable, in.transfers, in.calls, in.campaign
 	in.unreachable, in.transfers, in.calls, in.campaign = nil, nil, nil, false
+	r.worker.asked = append(r.worker.asked, transfers...) // a panic of raft must not lose their callers
 	r.takeRequestsLocked()
 	in.Unlock()
 	w.store.used.inbox.Add(-bytes)
@@ -79,12 +80,17 @@ func (w *worker) step(r *replica) {
 	if r.worker.transfer != nil {
 		w.tickTransfer(r, r.worker.ticks)
 	}
+	if r.worker.ticks > 0 && w.stalled {
+		w.handOver(r)
+	}
 	r.worker.ticks = 0
 	if campaign {
 		_ = rn.Campaign() // fails only for what raft logs: not promotable, conf change pending
 	}
-	for i := range transfers {
-		w.startTransfer(r, transfers[i])
+	for len(r.worker.asked) > 0 {
+		req := r.worker.asked[0]
+		r.worker.asked = r.worker.asked[1:]
+		w.startTransfer(r, req)
 	}
 	for _, f := range calls {
 		f(r)

@@ -174,7 +174,7 @@ func (w *worker) propose(r *replica) {
 	}
 	rw.blocked = false
 	version := r.desc.Load().Epoch.Version
-	wall := uint64(s.clock.Wall().UnixMilli()) << 16
+	wall := uint64(max(s.clock.Wall().UnixMilli(), 0)) << 16 // a clock before 1970 must not use up all stamps
 	var ents []raftpb.Entry
 	done, total := 0, 0
 	for done < len(rw.writes) && total < s.cfg.PassBytes/4 {
@@ -273,8 +273,9 @@ func (w *worker) bind(r *replica, ents []raftpb.Entry) (writes int) {
 		}
 	}
 	if next < len(rw.unbound) {
+		rw.unbound = rw.unbound[next:] // those before are pending: nobody may be answered twice
 		// Nothing is stepped between the proposal and Ready, so raft must show it.
-		panic(fmt.Sprintf("proposal %d was accepted and is not in the Ready", rw.unbound[next].id))
+		panic(fmt.Sprintf("proposal %d was accepted and is not in the Ready", rw.unbound[0].id))
 	}
 	w.store.metrics.proposals.Add(float64(next))
 	clear(rw.unbound)

@@ -75,6 +75,7 @@ type replicaWorker struct {
 	reads       []ReadRequest  // on no read index yet
 	indexes     []readIndex    // asked for, oldest first
 	transfer    *transfer
+	asked       []transferRequest // taken from the inbox, not started
 }
 
 type peer struct {

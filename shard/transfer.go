@@ -175,6 +175,14 @@ func (w *worker) endTransfer(r *replica, reason string) {
 	t.fail(reason)
 }
 
+// handOver gives the leadership to whoever is fit for it, because this store's disk stalls (L2). It needs no sync, since
+// the target raises the term. A group with a Ready in flight gets no ticks, so its followers elect without being asked.
+func (w *worker) handOver(r *replica) {
+	if r.worker.transfer == nil && r.worker.rn.BasicStatus().RaftState == raft.StateLeader {
+		w.startTransfer(r, transferRequest{done: func(uint64, error) {}})
+	}
+}
+
 // transferSaw follows the leadership while a transfer is pending.
 func (w *worker) transferSaw(r *replica, l *leadership) {
 	t := r.worker.transfer

@@ -30,6 +30,7 @@ type worker struct {
 	active   []*replica // of the pass at hand
 	parked   []*replica // wait for a sync to finish
 	passes   uint64
+	stalled  bool  // the disk has not synced for a while
 	pass     *pass // being built, nil until a group has something to sync
 	syncing  int   // passes whose sync is under way
 	now      time.Duration
@@ -84,6 +85,9 @@ func (w *worker) process(keys []uint64) {
 	slices.SortFunc(w.active, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
 	for i, r := range w.active {
 		w.visit(r)
+		if w.out.bytes >= s.cfg.PassBytes {
+			w.out.flush(s.cfg.Sender) // followers of many groups catch up: the peers' queues bound it, by dropping (L2)
+		}
 		if w.pass != nil && w.pass.batch.Len() >= s.cfg.PassBytes {
 			for _, rest := range w.active[i+1:] {
 				s.pool.Enqueue(uint64(rest.shard))
@@ -135,6 +139,8 @@ func (w *worker) collect() {
 	if ticks > 0 {
 		// More than half an election timeout at once would start elections that only our own delay is to blame for.
 		limit := w.store.cfg.ElectionTick / 2
+		ok, _ := w.store.SyncHealthy()
+		w.stalled = !ok
 		for _, r := range w.replicas {
 			if r.worker.disposed {
 				continue
@@ -222,6 +228,7 @@ func (w *worker) finishPass(p *pass) {
 type outbox struct {
 	store base.StoreID
 	to    []destination
+	bytes int // of entries in it
 }
 
 type destination struct {
@@ -230,6 +237,9 @@ type destination struct {
 }
 
 func (o *outbox) add(to base.StoreID, m wire.RaftMessage) {
+	for i := range m.Msg.Entries {
+		o.bytes += len(m.Msg.Entries[i].Data)
+	}
 	for i := range o.to {
 		if o.to[i].store == to {
 			o.to[i].msgs = append(o.to[i].msgs, m)
@@ -240,6 +250,7 @@ func (o *outbox) add(to base.StoreID, m wire.RaftMessage) {
 }
 
 func (o *outbox) flush(s Sender) {
+	o.bytes = 0
 	for i := range o.to {
 		d := &o.to[i]
 		if len(d.msgs) == 0 {

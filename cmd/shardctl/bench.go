@@ -30,8 +30,8 @@ func newBench(o *conn) *cobra.Command {
 	y := &cobra.Command{
 		Use:   "ycsb",
 		Short: "The YCSB core workloads A to F",
-		Long: `The YCSB core workloads A to F, with the request distributions, key names, record sizes and property names of the
-published benchmark. "load" inserts the records, "run" runs the operation mix on them, "splits" prints the keys that
+		Long: `The YCSB core workloads A to F, with the request distributions, key names, record sizes and property names of
+the published benchmark. "load" inserts the records, "run" runs the operation mix on them, "splits" prints the keys that
 divide the records evenly into shards.`,
 		Example: `  shardctl bench ycsb splits --shards 16 | shardctl init --nodes a:7400,b:7400,c:7400 --splits-file -
   shardctl bench ycsb load --workload a --records 100000 --threads 64
@@ -102,7 +102,8 @@ func given(properties []string, key string) bool {
 	return false
 }
 
-func newBenchPhase(o *conn, name, short string, run func(context.Context, ycsb.Config) (*ycsb.Report, error)) *cobra.Command {
+func newBenchPhase(o *conn, name, short string,
+	run func(context.Context, ycsb.Config) (*ycsb.Report, error)) *cobra.Command {
 	var f benchFlags
 	c := &cobra.Command{
 		Use:   name,

@@ -20,9 +20,9 @@ func newGet(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "get KEY",
 		Short: "Print the value of a key; exit 3 if it is absent",
-		Long: `Print the value of a key. A value that is not printable text is quoted; --raw writes its exact bytes, --hex takes the
-key and prints the value as hex digits. JSON has "value", or "value_base64" for bytes that are not UTF-8, and "version" as a string, since it does not fit the
-numbers of most JSON tools.`,
+		Long: `Print the value of a key. A value that is not printable text is quoted; --raw writes its exact bytes, --hex
+takes the key and prints the value as hex digits. JSON has "value", or "value_base64" for bytes that are not UTF-8, and
+"version" as a string, since it does not fit the numbers of most JSON tools.`,
 		Example: "  shardctl get greeting\n  shardctl get --raw picture > picture.png",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

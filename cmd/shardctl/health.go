@@ -80,7 +80,8 @@ func health(ctx context.Context, a *admin.Client, o *conn) ([]check, error) {
 	}
 	st, err := a.ClusterStatus(ctx)
 	if err != nil {
-		return nil, cli.Fail(cli.ExitUnhealthy, "The shard that holds the cluster's own data has no leader: are most nodes running?",
+		return nil, cli.Fail(cli.ExitUnhealthy,
+			"The shard that holds the cluster's own data has no leader: are most nodes running?",
 			"the cluster does not answer: %w", err)
 	}
 	var checks []check

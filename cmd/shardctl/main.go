@@ -43,8 +43,8 @@ func newRoot(getenv func(string) string) *cobra.Command {
 		Short: "Make, inspect and use a Shardd cluster",
 		Long: `Make, inspect and use a Shardd cluster.
 
-Any node of the cluster can be asked; several endpoints let shardctl go on while one is down. Nodes are named n1, n2, ...
-and shards s1, s2, ...; the plain number works too.
+Any node of the cluster can be asked; several endpoints let shardctl go on while one is down. Nodes are named n1, n2
+and so on, shards s1, s2; the plain number works too.
 
 Exit codes:
    0  ok
@@ -58,12 +58,13 @@ Exit codes:
 		PersistentPreRunE: func(*cobra.Command, []string) error { return o.check() },
 	}
 	f := root.PersistentFlags()
-	f.StringSliceVar(&o.endpoints, "endpoints", nil, "addresses of nodes, separated by commas (SHARDCTL_ENDPOINTS; default "+
-		defaultEndpoint+")")
+	f.StringSliceVar(&o.endpoints, "endpoints", nil,
+		"addresses of nodes, separated by commas (SHARDCTL_ENDPOINTS; default "+
+			defaultEndpoint+")")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "longest time that the command takes")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
-	root.AddCommand(newInit(o), newStatus(o), newHealth(o), newVersion(o), newPut(o), newGet(o), newDel(o), newScan(o), newCAS(o),
-		newNodes(o), newShards(o), newBench(o))
+	root.AddCommand(newInit(o), newStatus(o), newHealth(o), newVersion(o), newPut(o), newGet(o), newDel(o), newScan(o),
+		newCAS(o), newNodes(o), newShards(o), newBench(o))
 	root.InitDefaultCompletionCmd()
 	return root
 }
@@ -137,14 +138,16 @@ func (o *conn) open(ctx context.Context) (*client.DB, error) {
 }
 
 func (o *conn) unreachable(err error) error {
-	return cli.Fail(cli.ExitUnreachable, "Is a node running there? --endpoints or SHARDCTL_ENDPOINTS name others; `shardctl init` "+
-		"makes a cluster of fresh nodes.", "no answer from %s: %s", strings.Join(o.endpoints, ", "), dialReason(err))
+	return cli.Fail(cli.ExitUnreachable, "Is a node running there? --endpoints or SHARDCTL_ENDPOINTS name others; "+
+		"`shardctl init` makes a cluster of fresh nodes.", "no answer from %s: %s", strings.Join(o.endpoints, ", "),
+		dialReason(err))
 }
 
 // dialReason is the part of a dialling error that says something to a person.
 func dialReason(err error) string {
 	text := err.Error()
-	for _, reason := range []string{"connection refused", "no such host", "i/o timeout", "network is unreachable", "no route to host"} {
+	for _, reason := range []string{"connection refused", "no such host", "i/o timeout", "network is unreachable",
+		"no route to host"} {
 		if strings.Contains(text, reason) {
 			return reason
 		}
@@ -178,7 +181,8 @@ func (o *conn) explain(ctx context.Context, err error) error {
 		next = "The cluster is busy. Nothing was written; try again."
 	case errors.Is(err, admin.ErrUnreachable):
 		return o.unreachable(err)
-	case errors.Is(err, client.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, admin.ErrTimedOut):
+	case errors.Is(err, client.ErrUnavailable), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, admin.ErrTimedOut):
 		code, next = cli.ExitTimeout, "`shardctl health` shows what is wrong; --timeout gives it longer."
 	}
 	return &cli.Error{Code: code, Err: err, Next: next}

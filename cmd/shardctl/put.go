@@ -50,8 +50,8 @@ func newCAS(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cas KEY VERSION VALUE",
 		Short: "Store a value if the key has this version (0: if it is absent)",
-		Long: `Store a value only if the key has this version, as shown by "shardctl get -o json"; version 0 means that the key must
-be absent. Exits with 6 and writes nothing if it has another one.`,
+		Long: `Store a value only if the key has this version, as shown by "shardctl get -o json"; version 0 means that the
+key must be absent. Exits with 6 and writes nothing if it has another one.`,
 		Args: cobra.ExactArgs(3),
 		RunE: func(c *cobra.Command, args []string) error {
 			asJSON, err := o.json()

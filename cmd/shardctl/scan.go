@@ -25,8 +25,9 @@ func newScan(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "scan [START [END]]",
 		Short: "List keys and values from START up to, not including, END",
-		Long: `List keys and values in key order, one a line with a tab between, from START (default: the first key) up to, not
-including, END (default: the last key included). What is not printable is quoted. -o json writes one JSON object a line.
+		Long: `List keys and values in key order, one a line with a tab between, from START (default: the first key) up to,
+not including, END (default: the last key included). What is not printable is quoted. -o json writes one JSON object a
+line.
 
 Rows are read page by page: each page is consistent, all together are not one snapshot.`,
 		Example: "  shardctl scan --prefix user --limit 10\n  shardctl scan a m --reverse --keys-only",

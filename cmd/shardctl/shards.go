@@ -45,7 +45,8 @@ func toShardJSON(s *sharddv1.ShardInfo) shardJSON {
 		End: userEnd(s.GetEnd()), Leader: nodeName(s.GetLeader()), Term: s.GetTerm(), ConfVer: s.GetConfVer(),
 		Version: s.GetVersion(), PutBytes: s.GetPutBytes(), Creating: s.GetCreating(), Replicas: []replicaJSON{}}
 	for _, r := range s.GetReplicas() {
-		j.Replicas = append(j.Replicas, replicaJSON{Replica: r.GetReplicaId(), Node: nodeName(r.GetNodeId()), Role: r.GetRole()})
+		j.Replicas = append(j.Replicas, replicaJSON{Replica: r.GetReplicaId(), Node: nodeName(r.GetNodeId()),
+			Role: r.GetRole()})
 	}
 	return j
 }
@@ -180,8 +181,8 @@ func describe(c *cobra.Command, d *sharddv1.DescribeShardResponse) error {
 			fmt.Sprint(r.GetCommit()), fmt.Sprint(r.GetApplied()), fmt.Sprintf("%d-%d", r.GetFirstIndex(), r.GetLastIndex()),
 			cli.Bytes(r.GetLogBytes())})
 	}
-	if err := cli.Table(c.OutOrStdout(), []string{"REPLICA", "NODE", "ROLE", "STATE", "TERM", "COMMIT", "APPLIED", "LOG", "SIZE"},
-		rows); err != nil {
+	header := []string{"REPLICA", "NODE", "ROLE", "STATE", "TERM", "COMMIT", "APPLIED", "LOG", "SIZE"}
+	if err := cli.Table(c.OutOrStdout(), header, rows); err != nil {
 		return err
 	}
 	for _, r := range d.GetReplicas() {

@@ -32,8 +32,9 @@ type nodeJSON struct {
 }
 
 func toNodeJSON(n *sharddv1.NodeInfo) nodeJSON {
-	return nodeJSON{ID: nodeName(n.GetNodeId()), Address: n.GetAddress(), HTTPAddress: n.GetHttpAddress(), Alive: n.GetAlive(),
-		LastSeenMS: n.GetLastSeenMs(), Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), MetaLeader: n.GetMetaLeader(),
+	return nodeJSON{ID: nodeName(n.GetNodeId()), Address: n.GetAddress(), HTTPAddress: n.GetHttpAddress(),
+		Alive: n.GetAlive(), LastSeenMS: n.GetLastSeenMs(),
+		Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), MetaLeader: n.GetMetaLeader(),
 		Incarnation: n.GetIncarnation(), DiskBytes: n.GetDiskBytes(), HeapBytes: n.GetGoHeapBytes(), Labels: n.GetLabels(),
 		Version: n.GetVersion()}
 }
@@ -58,7 +59,8 @@ func nodeTable(c *cobra.Command, nodes []*sharddv1.NodeInfo) error {
 		rows = append(rows, []string{nodeName(n.GetNodeId()), n.GetAddress(), state, fmt.Sprint(n.GetReplicas()),
 			fmt.Sprint(n.GetLeaders()), cli.Bytes(n.GetDiskBytes()), cli.Bytes(n.GetGoHeapBytes()), labels(n.GetLabels())})
 	}
-	return cli.Table(c.OutOrStdout(), []string{"NODE", "ADDRESS", "STATE", "REPLICAS", "LEADERS", "DISK", "HEAP", "LABELS"}, rows)
+	return cli.Table(c.OutOrStdout(), []string{"NODE", "ADDRESS", "STATE", "REPLICAS", "LEADERS", "DISK", "HEAP",
+		"LABELS"}, rows)
 }
 
 func ago(ms uint64) string {
@@ -146,7 +148,8 @@ func (o *conn) refuseWaiting(ctx context.Context, a *admin.Client) error {
 		return err
 	}
 	if st.GetClusterId() == "" {
-		return cli.Fail(cli.ExitUnhealthy, "`shardctl init --nodes "+st.GetAddress()+",...` makes a cluster of it and others.",
+		return cli.Fail(cli.ExitUnhealthy,
+			"`shardctl init --nodes "+st.GetAddress()+",...` makes a cluster of it and others.",
 			"the node at %s belongs to no cluster: %s", st.GetAddress(), orElse(st.GetWaiting(), "it waits"))
 	}
 	return nil

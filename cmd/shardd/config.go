@@ -27,8 +27,8 @@ func newConfig() *cobra.Command {
 			for _, s := range table {
 				n[s.From]++
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "settings are good: %d from flags, %d from the environment, %d from the file, "+
-				"%d defaults\n", n[config.FromFlag], n[config.FromEnv], n[config.FromFile], n[config.FromDefault])
+			_, err = fmt.Fprintf(c.OutOrStdout(), "settings are good: %d from flags, %d from the environment, "+
+				"%d from the file, %d defaults\n", n[config.FromFlag], n[config.FromEnv], n[config.FromFile], n[config.FromDefault])
 			return err
 		},
 	}

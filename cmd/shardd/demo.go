@@ -36,14 +36,16 @@ func newDemo() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Run a cluster in this process, load and measure it, and serve until Ctrl-C",
-		Long: `Run a cluster in this process: nodes that talk over real loopback connections and keep their data in real files,
-every write synced to disk on a majority of them. Loads YCSB records, runs a workload, prints its summary and serves
-until Ctrl-C, so that shardctl can look at it.
+		Long: `Run a cluster in this process: nodes that talk over real loopback connections and keep their data in real
+files, every write synced to disk on a majority of them. Loads YCSB records, runs a workload, prints its summary and
+serves until Ctrl-C, so that shardctl can look at it.
 
 The data goes to a temporary directory that is removed at the end, or to --data-dir, where the next demo finds it again.
 Exits with 1 if an operation failed.`,
-		Example: "  shardd demo\n  shardd demo --exit --duration 10s --workload b\n  shardd demo --nodes 5 --shards 128 --data-dir demo-data",
-		RunE:    func(c *cobra.Command, _ []string) error { return f.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr()) },
+		Example: `  shardd demo
+  shardd demo --exit --duration 10s --workload b
+  shardd demo --nodes 5 --shards 128 --data-dir demo-data`,
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr()) },
 	}
 	fl := c.Flags()
 	fl.SortFlags = false
@@ -55,7 +57,8 @@ Exits with 1 if an operation failed.`,
 	fl.DurationVar(&f.duration, "duration", 10*time.Second, "how long to run the workload")
 	fl.BoolVar(&f.exit, "exit", false, "end after the summary instead of serving")
 	fl.StringVar(&f.dataDir, "data-dir", "", "keep the data here (default: a temporary directory)")
-	fl.StringVar(&f.logLevel, "log-level", "error", "lowest level of the nodes' log on standard error: debug, info, warn or error")
+	fl.StringVar(&f.logLevel, "log-level", "error",
+		"lowest level of the nodes' log on standard error: debug, info, warn or error")
 	return c
 }
 
@@ -146,7 +149,8 @@ func (f *demoFlags) run(ctx context.Context, out, errOut io.Writer) (err error) 
 }
 
 // measure loads the records and runs the workload, with a line per second.
-func (f *demoFlags) measure(ctx context.Context, out io.Writer, addrs []string, p ycsb.Properties) (*ycsb.Report, error) {
+func (f *demoFlags) measure(ctx context.Context, out io.Writer, addrs []string,
+	p ycsb.Properties) (*ycsb.Report, error) {
 	db, err := client.Open(ctx, addrs)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the demo's own cluster: %w", err)

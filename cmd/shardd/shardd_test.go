@@ -17,11 +17,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/script", UpdateScripts: *update, RequireExplicitExec: true,
-		Setup: func(env *testscript.Env) error {
-			env.Setenv("SHORT", map[bool]string{true: "1", false: ""}[testing.Short()])
-			return nil
-		}})
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", UpdateScripts: *update, RequireExplicitExec: true})
 }
 
 func TestReferencePageIsCurrent(t *testing.T) {

@@ -62,7 +62,8 @@ func start(c *cobra.Command, cfg *config.Config, table []*config.Setting) error 
 	if err != nil {
 		return startError(err)
 	}
-	log.Info("started", "address", n.Addr(), "http", n.HTTPAddr(), "data_dir", cfg.DataDir, "version", cli.ReadVersion().String())
+	log.Info("started", "address", n.Addr(), "http", n.HTTPAddr(), "data_dir", cfg.DataDir,
+		"version", cli.ReadVersion().String())
 	err = n.Run(c.Context())
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return startError(err)

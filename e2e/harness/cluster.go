@@ -188,7 +188,8 @@ func (c *Cluster) Until(what string, try func(ctx context.Context) error) {
 	}
 }
 
-// Until repeats try, each for at most 5 s, until it succeeds, patience is over or ctx ends; it returns try's last error.
+// Until repeats try, each for at most 5 s, until it succeeds, patience is over or ctx ends; it returns try's last
+// error.
 func Until(ctx context.Context, patience time.Duration, try func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -227,7 +228,8 @@ func (c *Cluster) WaitHealthy() {
 				alive++
 			}
 		}
-		if alive < len(c.Nodes) || st.GetShardsCreating() > 0 || st.GetShardsWithoutLeader() > 0 || st.GetShardsUnderReplicated() > 0 {
+		if alive < len(c.Nodes) || st.GetShardsCreating() > 0 || st.GetShardsWithoutLeader() > 0 ||
+			st.GetShardsUnderReplicated() > 0 {
 			return fmt.Errorf("%d of %d nodes alive, shards: %d, creating %d, without leader %d, under-replicated %d", alive,
 				len(c.Nodes), st.GetShards(), st.GetShardsCreating(), st.GetShardsWithoutLeader(), st.GetShardsUnderReplicated())
 		}

@@ -40,8 +40,8 @@ func (l *Ledger) Len() int {
 	return len(l.acked)
 }
 
-// Compare judges everything that the cluster holds of the ledger's keys. It returns nil, or an error that names the first
-// keys that are lost, changed or were never written.
+// Compare judges everything that the cluster holds of the ledger's keys. It returns nil, or an error that names the
+// first keys that are lost, changed or were never written.
 func (l *Ledger) Compare(found map[string]string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

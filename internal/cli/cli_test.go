@@ -59,12 +59,14 @@ func TestKeysAndValuesFromArguments(t *testing.T) {
 func TestErrorsCarryCodesAndAdvice(t *testing.T) {
 	root := func() *cobra.Command {
 		r := &cobra.Command{Use: "tool"}
-		r.AddCommand(&cobra.Command{Use: "one ARG", Args: cobra.ExactArgs(1), RunE: func(_ *cobra.Command, args []string) error {
+		one := &cobra.Command{Use: "one ARG", Args: cobra.ExactArgs(1)}
+		one.RunE = func(_ *cobra.Command, args []string) error {
 			if args[0] == "plain" {
 				return errors.New("plain")
 			}
 			return Fail(ExitConflict, "Read it again.", "key %s changed", args[0])
-		}})
+		}
+		r.AddCommand(one)
 		return r
 	}
 	for _, tc := range []struct {

@@ -22,7 +22,7 @@ func Logger(w io.Writer, format, level string) (log *slog.Logger, flush func()) 
 	case format == "json":
 		h = slog.NewJSONHandler(q, &slog.HandlerOptions{Level: lv})
 	case Terminal(w):
-		h = tint.NewHandler(q, &tint.Options{Level: lv, TimeFormat: "15:04:05.000"})
+		h = tint.NewTextHandler(q, &tint.Options{Level: lv, TimeFormat: "15:04:05.000"})
 	default:
 		h = slog.NewTextHandler(q, &slog.HandlerOptions{Level: lv})
 	}

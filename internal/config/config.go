@@ -88,7 +88,7 @@ func Table(c *Config) []*Setting {
 		{Name: "memory-limit", Value: bytesVar(&c.MemoryLimit, 0), Doc: "Memory at which the collector works harder " +
 			"instead of letting the heap grow. 0: half of what the machine, or its cgroup, has; -1: no limit."},
 		{Name: "gc-percent", Value: intVar(&c.GCPercent, 400, 10, 10000), Doc: "Go's GOGC. Higher costs memory and saves " +
-			"CPU: 400 takes the collector from about 20 % of the CPU to 5 %. GOGC in the environment wins over the default."},
+			"CPU: at Go's own 100 the collector takes a fifth of it. GOGC in the environment wins over the default."},
 
 		{Name: "tick", Value: durationVar(&c.Tick, 100*time.Millisecond), Doc: "Raft's unit of time. The same on all nodes."},
 		{Name: "heartbeat-ticks", Value: intVar(&c.HeartbeatTicks, 2, 1, 100), Doc: "Ticks between heartbeats of a " +
@@ -132,9 +132,12 @@ func (c *Config) Validate() error {
 	case c.MemoryLimit < -1:
 		return fmt.Errorf("memory-limit is %d: give bytes, 0 for half of the machine's memory, or -1 for none", c.MemoryLimit)
 	}
-	for name, v := range map[string]int64{"cache": c.CacheBytes, "memtable": c.MemTableBytes, "entry-cache": c.EntryCacheBytes} {
-		if v < 1<<20 {
-			return fmt.Errorf("%s is %s: it must be at least 1MiB", name, FormatBytes(v))
+	for _, s := range []struct {
+		name  string
+		bytes int64
+	}{{"cache", c.CacheBytes}, {"memtable", c.MemTableBytes}, {"entry-cache", c.EntryCacheBytes}} {
+		if s.bytes < 1<<20 {
+			return fmt.Errorf("%s is %s: it must be at least 1MiB", s.name, FormatBytes(s.bytes))
 		}
 	}
 	return nil

@@ -33,14 +33,16 @@ func load(t *testing.T, file string, environ []string, args ...string) (*Config,
 
 func TestLaterPlacesWin(t *testing.T) {
 	file := "data-dir: /file\ntick: 50ms\nlog-level: warn\ncache: 64MiB\n"
-	c, table, err := load(t, file, []string{"SHARDD_TICK=20ms", "SHARDD_LOG_LEVEL=error", "HOME=/x"}, "--log-level", "debug")
+	c, table, err := load(t, file, []string{"SHARDD_TICK=20ms", "SHARDD_LOG_LEVEL=error", "HOME=/x"},
+		"--log-level", "debug")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.DataDir != "/file" || c.Tick != 20*time.Millisecond || c.LogLevel != "debug" || c.CacheBytes != 64<<20 {
 		t.Fatalf("got %+v", c)
 	}
-	for name, want := range map[string]Source{"data-dir": FromFile, "tick": FromEnv, "log-level": FromFlag, "http": FromDefault} {
+	for name, want := range map[string]Source{"data-dir": FromFile, "tick": FromEnv, "log-level": FromFlag,
+		"http": FromDefault} {
 		if got := find(table, name).From; got != want {
 			t.Errorf("%s comes from %s, want %s", name, got, want)
 		}

@@ -28,7 +28,8 @@ func (e *BadSettingError) Error() string {
 	if e.Err != nil {
 		return fmt.Sprintf("%s: %s: %v", e.Where, e.Name, e.Err)
 	}
-	return fmt.Sprintf("%s: unknown setting %q; did you mean %q? (`shardd config dump` lists all)", e.Where, e.Name, e.Nearest)
+	return fmt.Sprintf("%s: unknown setting %q; did you mean %q? (`shardd config dump` lists all)", e.Where, e.Name,
+		e.Nearest)
 }
 
 // Unwrap returns what is wrong with the value.
@@ -148,8 +149,7 @@ func fromYAML(table []*Setting, path string, r io.Reader) error {
 func fromEnv(table []*Setting, environ []string) error {
 	for _, kv := range environ {
 		k, v, _ := strings.Cut(kv, "=")
-		// Test switches of the repository share the prefix; they are not settings.
-		if !strings.HasPrefix(k, "SHARDD_") || k == EnvFile || strings.HasPrefix(k, "SHARDD_E2E") {
+		if !strings.HasPrefix(k, "SHARDD_") || k == EnvFile {
 			continue
 		}
 		name := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(k, "SHARDD_"), "_", "-"))
