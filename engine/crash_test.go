@@ -146,7 +146,7 @@ func TestAReplicaIsCreatedAsAWholeOrNotAtAll(t *testing.T) {
 	})
 	d := testDesc(9, "a", "b")
 	var data []KV
-	for i := range 400 { // several blocks of the log
+	for i := range 150 { // several blocks of the log
 		data = append(data, KV{Key: fmt.Appendf(nil, "\x02a%05d", i), Value: userValue(i)})
 	}
 	commit(t, e, true, func(b *Batch) { b.CreateReplica(d, 2, 77, data) })

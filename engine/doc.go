@@ -43,5 +43,11 @@
 //
 // Beside Pebble's files there is STORE, the marker that the directory is ours (marker.go). It is written and synced
 // before Pebble creates anything and rewritten when Pebble's first open has finished, so that a directory that holds
-// something else, or that has lost its database, is refused instead of filled or silently emptied.
+// something else, or that has lost its database, is refused instead of filled or silently emptied. What Pebble would
+// read as "never written" after damage, or would panic at, is looked for before (precheck.go, records.go).
+//
+// # Failure
+//
+// The first failed sync, or failed write of log or manifest, stops the store and freezes the directory as a power loss
+// would (guard.go). Reads go on, writes fail with ErrStopped, Close works and joins everything.
 package engine

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -16,6 +17,12 @@ type FS struct {
 	inner vfs.FS
 	mem   *vfs.MemFS             // nil on disk
 	hook  atomic.Pointer[func()] // set by tests: called around everything that a crash could fall between
+
+	// power is held for reading around each sync, so that PowerOff falls between syncs, never into one.
+	power struct {
+		sync.RWMutex
+		off bool
+	}
 
 	mu struct {
 		sync.Mutex
@@ -45,6 +52,18 @@ func (f *FS) CrashClone(keepPercent int, seed int64) *FS {
 		RNG:                 rand.New(rand.NewPCG(uint64(seed), uint64(keepPercent))),
 	})
 	return &FS{inner: mem, mem: mem}
+}
+
+// ErrPowerOff is what every sync fails with after PowerOff.
+var ErrPowerOff = errors.New("the power is off")
+
+// PowerOff returns CrashClone of this moment and lets no later sync succeed: what the store still does until it has
+// been stopped cannot promise to others what the clone does not hold.
+func (f *FS) PowerOff(keepPercent int, seed int64) *FS {
+	f.power.Lock()
+	defer f.power.Unlock()
+	f.power.off = true
+	return f.CrashClone(keepPercent, seed)
 }
 
 // FailSyncs makes every later sync fail with err; nil heals it.
@@ -106,13 +125,22 @@ func (f *FS) syncing(name string, sync func() error) error {
 	f.mu.Unlock()
 	f.step()
 	if err == nil {
-		err = sync()
+		err = f.powered(sync)
 	}
 	f.step()
 	if err != nil {
 		return &SyncError{File: name, Err: err}
 	}
 	return nil
+}
+
+func (f *FS) powered(sync func() error) error {
+	f.power.RLock()
+	defer f.power.RUnlock()
+	if f.power.off {
+		return ErrPowerOff
+	}
+	return sync()
 }
 
 func (f *FS) writing() error {

@@ -128,7 +128,7 @@ func killAt(t *testing.T, point string, keep int, arm func([]*proc) []*proc) {
 				return
 			}
 			once.Do(func() {
-				p.fs = p.fs.CrashClone(keep, seed)
+				p.fs = p.fs.PowerOff(keep, seed)
 				close(p.n.halt)
 				killed <- p
 			})

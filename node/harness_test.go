@@ -116,7 +116,7 @@ func (p *proc) term() error {
 
 // kill stops the node at once and leaves what a power loss now would: unsynced blocks kept with a chance.
 func (p *proc) kill(keepPercent int, seed int64) {
-	p.fs = p.fs.CrashClone(keepPercent, seed)
+	p.fs = p.fs.PowerOff(keepPercent, seed)
 	p.halt()
 }
 
