@@ -93,7 +93,13 @@ func classify(dir string, err error) error {
 // readError marks damage found by Pebble's checksums with ErrCorrupt.
 func readError(err error) error {
 	if err != nil && pebble.IsCorruptionError(err) && !errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return &damageError{err}
 	}
 	return err
 }
+
+// damageError is an error of Pebble in one line that matches ErrCorrupt.
+type damageError struct{ err error }
+
+func (e *damageError) Error() string   { return ErrCorrupt.Error() + ": " + oneLine(e.err.Error()) }
+func (e *damageError) Unwrap() []error { return []error{ErrCorrupt, e.err} }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +74,29 @@ func (l *eventLog) close() {
 	<-l.done
 }
 
+// seenFiles remembers which files have been reported: a damaged one is met again by every read and compaction.
+type seenFiles struct {
+	mu    sync.Mutex
+	paths map[string]bool
+}
+
+func (s *seenFiles) first(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paths == nil {
+		s.paths = make(map[string]bool)
+	}
+	old := s.paths[path]
+	s.paths[path] = true
+	return !old
+}
+
+// oneLine makes one line of Pebble's description of a damage, without what is only for its own machinery.
+func oneLine(s string) string {
+	s = strings.ReplaceAll(s, "<corruption detail carrier>", "")
+	return strings.Trim(strings.Join(strings.Fields(s), " "), " :")
+}
+
 // pebbleLogger is Pebble's Logger. Its lines are for debugging Pebble; what an operator needs comes as events.
 type pebbleLogger struct{ e *Engine }
 
@@ -107,6 +131,7 @@ func (p pebbleLogger) Fatalf(format string, args ...any) {
 // Pebble's locks: nothing in it waits.
 func (e *Engine) listener() *pebble.EventListener {
 	m, log := &e.metrics, e.events
+	damage := &seenFiles{}
 	return &pebble.EventListener{
 		BackgroundError: func(err error) {
 			m.backgroundErrors.Inc()
@@ -117,7 +142,9 @@ func (e *Engine) listener() *pebble.EventListener {
 		},
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			m.corruptions.Inc()
-			log.log(slog.LevelError, "damaged file", slog.String("detail", i.String()))
+			if damage.first(i.Path) {
+				log.log(slog.LevelError, "damaged file", slog.String("file", i.Path), slog.String("detail", oneLine(i.String())))
+			}
 		},
 		CompactionEnd: func(i pebble.CompactionInfo) {
 			m.compactions.Inc()

@@ -23,7 +23,8 @@ type Config struct {
 	Advertise string
 	// HTTP is the host:port of /metrics, /livez and /readyz. Empty: no HTTP server.
 	HTTP string
-	// Join lists addresses of members to ask when the directory holds no ident. A member ignores it.
+	// Join lists addresses of members to ask when the directory holds no ident. A member only checks that they belong
+	// to its own cluster, and ends with exit code 11 if not.
 	Join []string
 	// Labels describe where the node is (zone=a); placement reads them.
 	Labels map[string]string

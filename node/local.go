@@ -2,15 +2,12 @@ package node
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
-	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
 	"github.com/shardd/shardd/shard"
-	"github.com/shardd/shardd/transport"
 )
 
 // Send implements shard.Sender.
@@ -82,12 +79,4 @@ func (r *localRead) Complete(_ uint64, a wire.Answer) {
 		}
 		r.done(out, nil)
 	})
-}
-
-// fenceCode returns the exit code for a refusal by a peer.
-func fenceCode(err error) int {
-	if errors.Is(err, transport.ErrOtherCluster) {
-		return engine.ExitOtherCluster
-	}
-	return engine.ExitOtherStore
 }

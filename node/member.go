@@ -38,6 +38,12 @@ type member struct {
 	scans     *scanWorkers
 	reports   reports
 
+	// strangers are the peers at whose addresses a node of another cluster was found.
+	strangers struct {
+		sync.Mutex
+		seen map[base.StoreID]bool
+	}
+
 	// metaHint is the node that last said it leads the meta shard, for nodes without a replica of it.
 	metaHint atomic.Uint64
 	// metaSeen is the Boot time of the last answered report, 0 before the first.
@@ -75,7 +81,7 @@ func (n *Node) boot() (*member, error) {
 	}
 	m.transport = transport.New(transport.Config{
 		Cluster: id.Cluster, Store: id.Store, Incarnation: inc, Address: n.addr, Handler: m.store, Peers: m.book,
-		HeartbeatInterval: s.Tick, Logger: log, Registerer: n.reg, Fenced: n.fenced,
+		HeartbeatInterval: s.Tick, Logger: log, Registerer: n.reg, Fenced: m.fenced,
 	})
 	late.to = m.transport
 	m.mux = router.NewMux(m.openStream, router.MuxConfig{Buffer: transport.GetBuffer, Logger: log, Registerer: n.reg})
@@ -128,9 +134,6 @@ func (m *member) leadsMeta() (term uint64, ok bool) {
 	return term, ok && lead == m.self
 }
 
-// fenced is told by the transport that a peer refuses us for good.
-func (n *Node) fenced(err error) { n.failWith(n.refused(fenceCode(err), err)) }
-
 // run starts the member's goroutines, serves, and returns once all have ended: after ctx, gracefully, or when the store
 // or the transport ends by itself.
 func (m *member) run(ctx context.Context) error {
@@ -156,6 +159,7 @@ func (m *member) run(ctx context.Context) error {
 	var background sync.WaitGroup
 	background.Go(func() { m.reportLoop(loops) })
 	background.Go(func() { m.foundingLoop(loops) })
+	background.Go(func() { m.checkJoin(loops) })
 
 	var err error
 	select {

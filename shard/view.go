@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/shardd/shardd/engine"
@@ -49,6 +50,7 @@ func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
 	a.Version = d.Epoch.Version
 	switch {
 	case err != nil:
+		s.damaged(r, err)
 		return appendAnswer(buf[:at], op, a.Version, answerText(wire.Failed, "read: "+err.Error()))
 	case !r.serves(op, op.Version):
 		return appendAnswer(buf[:at], op, a.Version, r.epochMismatch())
@@ -59,6 +61,16 @@ func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
 	a.Arg = h.Version
 	a.AppendHeader(out[:at], len(out)-at-wire.AnswerHeaderSize) // in place, over the one that reserved the room
 	return out
+}
+
+// damaged faults a replica whose data on this disk cannot be read, so that one with a good copy leads. The only replica
+// of a shard stays: what can still be read of it is all there is.
+func (s *Store) damaged(r *replica, err error) {
+	if !errors.Is(err, engine.ErrCorrupt) || len(r.desc.Load().Replicas) == 1 {
+		return
+	}
+	s.fault(r, "read: "+err.Error(), nil)
+	s.pool.Enqueue(uint64(r.shard)) // its worker cleans up
 }
 
 func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
@@ -81,6 +93,7 @@ func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
 		err = cerr
 	}
 	if err != nil {
+		s.damaged(r, err)
 		return appendAnswer(buf[:at], op, d.Epoch.Version, answerText(wire.Failed, "scan: "+err.Error()))
 	}
 	if more {

@@ -46,10 +46,9 @@ type liveNode struct {
 		eng          *engine.Engine
 		net          shard.Sender
 	}
-	life    uint64
-	cancel  context.CancelFunc
-	joined  chan struct{}
-	release func()
+	life   uint64
+	cancel context.CancelFunc
+	joined chan struct{}
 }
 
 func (n *liveNode) start() {
@@ -118,7 +117,6 @@ func (n *liveNode) crash(keepPercent int) {
 	fs := n.fs.CrashClone(keepPercent, n.c.seed+int64(n.life))
 	n.mu.Unlock()
 	n.c.net.Crash(n.id)
-	n.free()
 	n.cancel()
 	<-n.joined
 	n.mu.Lock()
@@ -131,19 +129,6 @@ func (n *liveNode) crash(keepPercent int) {
 }
 
 func (n *liveNode) up() bool { return n.mu.store != nil }
-
-func (n *liveNode) hold() {
-	if n.release == nil {
-		n.release = n.fs.HoldSyncs()
-	}
-}
-
-func (n *liveNode) free() {
-	if n.release != nil {
-		n.release()
-		n.release = nil
-	}
-}
 
 // wait is a shard.Waiter for one request.
 type wait chan wire.Answer
@@ -249,7 +234,7 @@ func (c *live) look() {
 func (c *live) torment(rng *rand.Rand) {
 	any := func() *liveNode { return c.nodes[rng.IntN(len(c.nodes))] }
 	n := any()
-	switch rng.IntN(16) {
+	switch rng.IntN(15) {
 	case 0:
 		c.net.Isolate(n.id)
 	case 1, 2:
@@ -276,15 +261,7 @@ func (c *live) torment(rng *rand.Rand) {
 			Drop: rng.Float64() * 0.2, Duplicate: rng.Float64() * 0.2, Reorder: rng.Float64() * 0.3,
 			MinDelay: time.Millisecond, MaxDelay: time.Duration(1+rng.IntN(150)) * time.Millisecond,
 		})
-	case 13:
-		if n.up() {
-			n.hold() // a disk that stands still
-		}
-	case 14:
-		for _, n := range c.nodes {
-			n.free()
-		}
-	case 15:
+	case 13, 14:
 		if n.up() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			_, _ = n.mu.store.Transfer(ctx, c.shards[rng.IntN(len(c.shards))], any().id) // most are refused
@@ -307,7 +284,6 @@ func (c *live) heal() {
 	c.net.HealAll()
 	c.net.SetFaults(simnet.Faults{MinDelay: time.Millisecond, MaxDelay: 2 * time.Millisecond})
 	for _, n := range c.nodes {
-		n.free()
 		if !n.up() {
 			n.start()
 		}

@@ -129,7 +129,7 @@ func (sc *script) stores(d *datadriven.TestData) {
 		c.Limits.GroupReads = int64(number(sc.t, d, "reads", 0))
 	})
 	for range number(sc.t, d, "n", 3) {
-		sc.s.add(engine.NewMemFS())
+		sc.s.add(engine.NewMemFS(), 0)
 	}
 	sc.s.trace.on = true
 }

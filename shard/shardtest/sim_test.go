@@ -68,7 +68,7 @@ func simulate(t *testing.T, seed int64, stores int, tune func(*shard.Config), f 
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, seed, newObserver(t), tune)
 		for range stores {
-			s.add(engine.NewMemFS())
+			s.add(engine.NewMemFS(), 0)
 		}
 		defer s.stopAll()
 		f(s)
@@ -81,10 +81,10 @@ func newSim(t testing.TB, seed int64, obs *observer, tune func(*shard.Config)) *
 	return &sim{t: t, seed: seed, net: simnet.New(seed), clock: clock.Process(), obs: obs, tune: tune}
 }
 
-// add starts one more store on a file system.
-func (s *sim) add(fs *engine.FS) *node {
+// add starts one more store on a file system that has seen so many lives.
+func (s *sim) add(fs *engine.FS, lives uint64) *node {
 	s.t.Helper()
-	n := &node{s: s, id: base.StoreID(len(s.nodes) + 1), fs: fs}
+	n := &node{s: s, id: base.StoreID(len(s.nodes) + 1), fs: fs, life: lives}
 	s.nodes = append(s.nodes, n)
 	s.start(n)
 	return n
