@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -68,8 +69,12 @@ type Stream struct {
 	}
 }
 
-// OpenBatch opens a stream of operations to a node, over a connection made with DialOptions. It does not wait for the
-// node: a refusal or a dead connection shows in the first Recv. ctx bounds the life of the stream.
+// openTimeout bounds how long OpenBatch waits for the node's first frame.
+const openTimeout = 3 * time.Second
+
+// OpenBatch opens a stream of operations to a node, over a connection made with DialOptions. It waits until the node
+// has greeted, so that nothing was sent on a stream that a node refuses, for example while it starts: an operation
+// that waited for the stream is then known not to have happened. ctx bounds the life of the stream.
 func OpenBatch(ctx context.Context, cc grpc.ClientConnInterface, class Class) (*Stream, error) {
 	name := "Client"
 	if class == ClassNode {
@@ -86,6 +91,15 @@ func OpenBatch(ctx context.Context, cc grpc.ClientConnInterface, class Class) (*
 	if err := s.Send(appendPreamble(GetBuffer(opsPreamble))); err != nil {
 		cancel()
 		return nil, fmt.Errorf("open %s stream: %w", class, err)
+	}
+	late := time.AfterFunc(openTimeout, cancel)
+	if err := s.greet(); err != nil {
+		late.Stop()
+		cancel()
+		return nil, fmt.Errorf("open %s stream: %w", class, err)
+	}
+	if !late.Stop() {
+		return nil, fmt.Errorf("open %s stream: no answer within %s: %w", class, openTimeout, context.DeadlineExceeded)
 	}
 	return s, nil
 }
