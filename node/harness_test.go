@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -218,7 +217,6 @@ func settled(t *testing.T, p *proc, shards int) *pb.ClusterStatusResponse {
 
 // ledger remembers acknowledged writes.
 type ledger struct {
-	mu   sync.Mutex
 	rows map[string]string
 	rng  *rand.Rand
 }

@@ -39,14 +39,14 @@ func (s *script) Send(_ context.Context, to base.StoreID, op *wire.Op, done func
 func (s *script) gap(i int) time.Duration { return s.at[i+1].Sub(s.at[i]) }
 
 var (
-	aOK      = wire.Answer{Code: wire.OK, Arg: 9}
-	aLost    = wire.Answer{Code: wire.NotLeader}
-	notSent  = fmt.Errorf("dial: %w", ErrNotSent)
-	broken   = fmt.Errorf("stream: %w", ErrBroken)
-	full     = fmt.Errorf("%w: %w", ErrQueueFull, ErrNotSent)
-	get      = wire.Op{Code: wire.OpGet, Key: key(1)}
-	put      = wire.Op{Code: wire.OpPut, Key: key(1), Value: []byte("v")}
-	mismatch = func(ds ...*base.Descriptor) wire.Answer {
+	aOK        = wire.Answer{Code: wire.OK, Arg: 9}
+	aLost      = wire.Answer{Code: wire.NotLeader}
+	errNotSent = fmt.Errorf("dial: %w", ErrNotSent)
+	errBroke   = fmt.Errorf("stream: %w", ErrBroken)
+	errFull    = fmt.Errorf("%w: %w", ErrQueueFull, ErrNotSent)
+	get        = wire.Op{Code: wire.OpGet, Key: key(1)}
+	put        = wire.Op{Code: wire.OpPut, Key: key(1), Value: []byte("v")}
+	mismatch   = func(ds ...*base.Descriptor) wire.Answer {
 		return wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, ds...)}
 	}
 )
@@ -77,22 +77,22 @@ func TestOutcomesOfAttempts(t *testing.T) {
 		{"node shuts down", put, []any{wire.Answer{Code: wire.Unavailable}, aOK}, nil, 2},
 		{"never proposed", put, []any{wire.Answer{Code: wire.TimedOut}, aOK}, nil, 2},
 		{"faulted replica", get, []any{wire.Answer{Code: wire.Failed}, aOK}, nil, 2},
-		{"write not sent", put, []any{notSent, aOK}, nil, 2},
-		{"queue full", put, []any{full, full, aOK}, nil, 3},
-		{"write broken off", put, []any{broken, aOK}, ErrAmbiguous, 1},
+		{"write not sent", put, []any{errNotSent, aOK}, nil, 2},
+		{"queue full", put, []any{errFull, errFull, aOK}, nil, 3},
+		{"write broken off", put, []any{errBroke, aOK}, ErrAmbiguous, 1},
 		{"write of unknown outcome", put, []any{wire.Answer{Code: wire.Ambiguous}, aOK}, ErrAmbiguous, 1},
 		{"write without an answer", put, []any{silent{}, aOK}, ErrAmbiguous, 1},
 		{"unknown code on a write", put, []any{wire.Answer{Code: 200}, aOK}, ErrAmbiguous, 1},
-		{"write not sent, then broken off", put, []any{notSent, broken, aOK}, ErrAmbiguous, 2},
-		{"read broken off", get, []any{broken, aOK}, nil, 2},
+		{"write not sent, then broken off", put, []any{errNotSent, errBroke, aOK}, ErrAmbiguous, 2},
+		{"read broken off", get, []any{errBroke, aOK}, nil, 2},
 		{"read of unknown outcome", get, []any{wire.Answer{Code: wire.Ambiguous}, aOK}, nil, 2},
 		{"read without an answer", get, []any{silent{}, silent{}, aOK}, nil, 3},
 		{"invalid", put, []any{wire.Answer{Code: wire.Invalid, Payload: []byte("no")}, aOK}, ErrInvalid, 1},
 		{"closed", put, []any{errMuxClosed, aOK}, ErrClosed, 1},
 		{"never a leader", put, []any{wire.Answer{Code: wire.NotLeader}}, ErrUnavailable, 0},
-		{"never reachable", put, []any{notSent}, ErrUnavailable, 0},
+		{"never reachable", put, []any{errNotSent}, ErrUnavailable, 0},
 		{"always busy", put, []any{wire.Answer{Code: wire.Busy}}, ErrOverloaded, 0},
-		{"always full", get, []any{full}, ErrOverloaded, 0},
+		{"always full", get, []any{errFull}, ErrOverloaded, 0},
 		{"hung node", get, []any{silent{}}, ErrUnavailable, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

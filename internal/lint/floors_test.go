@@ -29,9 +29,10 @@ var floors = map[string]int{
 	"shard/apply": 2,
 	"snapshotter": 2,
 
-	"shard":     3,
-	"placement": 3,
-	"router":    3,
+	"shard":           3,
+	"shard/shardtest": 3, // tests only
+	"placement":       3,
+	"router":          3,
 
 	"node":         4,
 	"client":       4,
