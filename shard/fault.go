@@ -51,6 +51,8 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	r.in.closed, r.in.reason = code, reason
 	transfers := slices.Concat(rw.asked, r.in.transfers)
 	rw.asked = nil
+	calls := slices.Concat(rw.calls, r.in.calls)
+	rw.calls = nil
 	r.in.transfers, r.in.calls, r.in.confs, r.in.unreachable = nil, nil, nil, nil
 	s.used.inbox.Add(-r.in.msgBytes)
 	r.in.msgs, r.in.msgBytes = nil, 0
@@ -83,5 +85,8 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	}
 	for _, t := range transfers {
 		t.done(0, err)
+	}
+	for _, f := range calls {
+		f(r) // they see a disposed replica; whoever waits for them is let go
 	}
 }

@@ -140,7 +140,7 @@ func TestABatchOfTheStateMachinesIsBounded(t *testing.T) {
 	before := batches()
 	n.hold = false
 	c.settle()
-	if got := batches() - before; a.missing() != 0 || got < groups*size/applyBatchBytes {
+	if got := batches() - before; a.missing() != 0 || got*applyBatchBytes < groups*size {
 		t.Fatalf("%d batches for %d MiB, %d writes unanswered", got, groups*size>>20, a.missing())
 	}
 }
@@ -225,5 +225,32 @@ func TestARemovedReplicaIsNotCreatedAgainAfterARestart(t *testing.T) {
 	}
 	if _, err := n.store.Transfer(context.Background(), 7, 1); err == nil {
 		t.Fatal("the replica exists")
+	}
+}
+
+func TestAskingAFaultedLeaderForProgressReturns(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	const shard = 2
+	c.create(desc(shard, "a", "z", 1))
+	c.until("a leader", func() bool { return c.leader(shard) != nil })
+	n := c.leader(shard)
+	r := n.store.lookup(shard)
+	// The question is taken by the very step in which raft panics.
+	n.store.call(r, func(*replica) { panic("as raft would") })
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.store.Progress(t.Context(), shard)
+		done <- err
+	}()
+	for {
+		select {
+		case <-done: // no progress, or the error that says why: either lets the caller go
+			if _, bad := r.faultReason(); !bad {
+				t.Fatal("the replica is not faulted")
+			}
+			return
+		default:
+			c.drain()
+		}
 	}
 }

@@ -57,7 +57,8 @@ func (w *worker) step(r *replica) {
 	w.msgs, in.msgs = in.msgs, w.msgs[:0]
 	bytes := in.msgBytes
 	in.msgBytes = 0
-	unreachable, transfers, calls, campaign := in.unreachable, in.transfers, in.calls, in.campaign
+	unreachable, transfers, campaign := in.unreachable, in.transfers, in.campaign
+	r.worker.calls = append(r.worker.calls, in.calls...)
 	in.unreachable, in.transfers, in.calls, in.campaign = nil, nil, nil, false
 	r.worker.asked = append(r.worker.asked, transfers...) // a panic of raft must not lose their callers
 	r.takeRequestsLocked()
@@ -92,7 +93,9 @@ func (w *worker) step(r *replica) {
 		r.worker.asked = r.worker.asked[1:]
 		w.startTransfer(r, req)
 	}
-	for _, f := range calls {
+	for len(r.worker.calls) > 0 {
+		f := r.worker.calls[0]
+		r.worker.calls = r.worker.calls[1:]
 		f(r)
 	}
 	if len(r.worker.writes) > 0 {

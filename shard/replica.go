@@ -76,6 +76,7 @@ type replicaWorker struct {
 	indexes     []readIndex    // asked for, oldest first
 	transfer    *transfer
 	asked       []transferRequest // taken from the inbox, not started
+	calls       []func(*replica)  // taken from the inbox, not run
 }
 
 type peer struct {

@@ -98,7 +98,7 @@ func (s *Store) Progress(ctx context.Context, shard base.ShardID) ([]Progress, e
 }
 
 func (r *replica) progress() []Progress {
-	if r.worker.rn.BasicStatus().RaftState != raft.StateLeader {
+	if r.worker.disposed || r.worker.rn.BasicStatus().RaftState != raft.StateLeader {
 		return nil
 	}
 	var out []Progress
