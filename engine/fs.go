@@ -30,6 +30,7 @@ type FS struct {
 		failSuffix string // of the files whose syncs fail; "" all
 		failWrites error
 		syncGate   chan struct{} // syncs wait while it is open
+		held       int           // syncs that wait now
 	}
 }
 
@@ -96,6 +97,14 @@ func (f *FS) HoldSyncs() (release func()) {
 	})
 }
 
+// HeldSyncs returns how many syncs wait because of HoldSyncs. It is the moment for a CrashClone of a store that is being
+// opened: the clones of Pebble's memory file system must not meet its directory lock.
+func (f *FS) HeldSyncs() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.held
+}
+
 // SyncError is an error of a file's sync: the kernel may have dropped the data, and a second sync that succeeds would
 // prove nothing (hazard: an fsync failed once, the next "succeeded", acknowledged entries were gone).
 type SyncError struct {
@@ -112,12 +121,13 @@ func (e *SyncError) Unwrap() error { return e.Err }
 // syncing runs a sync as the tests want it.
 func (f *FS) syncing(name string, sync func() error) error {
 	f.mu.Lock()
-	gate := f.mu.syncGate
-	f.mu.Unlock()
-	if gate != nil {
+	if gate := f.mu.syncGate; gate != nil {
+		f.mu.held++
+		f.mu.Unlock()
 		<-gate
+		f.mu.Lock()
+		f.mu.held--
 	}
-	f.mu.Lock()
 	err := f.mu.failSyncs
 	if !strings.HasSuffix(name, f.mu.failSuffix) {
 		err = nil

@@ -8,9 +8,9 @@
 //     jitter of raft included. The scripts in testdata, the crash clones and the hazards are written for it.
 //   - A live cluster runs Store.Run and Net.Run with as many goroutines as in production, clients and faults beside
 //     them. Its seed fixes the faults, the delays and the jitter, but not the order in which Go runs goroutines: a seed
-//     that fails is likely, not certain, to fail again. Its disks never stall: while Pebble waits for a sync with a lock
-//     held, whoever wants the lock is not durably blocked, and virtual time would stand still for ever. Stalls, and crashes
-//     on either side of a sync, are the sim's.
+//     that fails is likely, not certain, to fail again. Its disks never stall: while Pebble waits for a sync with a
+//     lock held, whoever wants the lock is not durably blocked, and virtual time would stand still for ever. Stalls,
+//     and crashes on either side of a sync, are the sim's.
 //
 // An observer watches both: it checks the published properties of raft on every message and on every log, over all
 // restarts. Values of a live cluster go through a linearizability check besides.

@@ -21,7 +21,7 @@ import (
 
 // What has broken systems of this kind, on whole stores; the name of each test's origin is a public tracker's. Some of
 // them are scripts: etcd#7331 and #12762 in testdata/readindex, etcd#14370 in testdata/onevoter and testdata/learner.
-// etcd#20418 is checked on every message (observer.contextLocked), etcd#13766 at every synced boundary (replayer.check).
+// etcd#20418 is checked on every message (observer.contextLocked), etcd#13766 at each synced boundary (replayer.check).
 
 // etcd#10167: clients that retry while there is no quorum grow the log without bound.
 func TestRetriesWithoutAQuorumGrowNoLogWithoutBound(t *testing.T) {
@@ -216,9 +216,8 @@ func TestCrashesWhileAStoreOpensLeaveAStoreThatOpens(t *testing.T) {
 	}
 }
 
-// crashesOfOpen opens a store's directory and returns what a power loss could leave on the way: at least at each sync,
-// since every sync waits until clones have been taken. It must not run in a bubble: Pebble waits with locks held, which
-// synctest does not see, and time would stand still.
+// crashesOfOpen opens a store's directory and returns what a power loss could leave at each sync on the way. It must
+// not run in a bubble: Pebble waits with locks held, which synctest does not see, and time would stand still.
 func crashesOfOpen(t *testing.T, fs *engine.FS, seed int64) (clones []*engine.FS) {
 	t.Helper()
 	release := fs.HoldSyncs()
@@ -229,12 +228,10 @@ func crashesOfOpen(t *testing.T, fs *engine.FS, seed int64) (clones []*engine.FS
 		eng, err = engine.Open(engine.Options{Dir: "data", FS: fs, ProbeInterval: -1})
 		opened.Store(true)
 	}()
-	for {
-		for i := 0; i < 300 && !opened.Load(); i++ {
-			runtime.Gosched() // lets it come to its next sync, most of the time
-		}
-		if opened.Load() {
-			break
+	for !opened.Load() {
+		if fs.HeldSyncs() == 0 {
+			runtime.Gosched()
+			continue
 		}
 		for _, keep := range []int{0, 50, 100} {
 			clones = append(clones, fs.CrashClone(keep, seed+int64(len(clones))))

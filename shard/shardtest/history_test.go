@@ -128,7 +128,8 @@ func checkVersions(t *testing.T, key string, ops []operation) {
 	slices.SortFunc(writes, func(a, b operation) int { return cmp.Compare(a.back, b.back) })
 	for i := 1; i < len(writes); i++ {
 		if a, b := writes[i-1], writes[i]; b.call > a.back && b.version <= a.version {
-			t.Errorf("key %s: %q with version %d was written after %q with version %d", key, b.value, b.version, a.value, a.version)
+			t.Errorf("key %s: %q with version %d was written after %q with version %d",
+				key, b.value, b.version, a.value, a.version)
 		}
 	}
 }

@@ -353,7 +353,8 @@ func (o *observer) boots(s base.StoreID, logs map[base.ShardID]*diskLog) {
 		}
 		vote, voted := g.votes[ballot{hard.Term, d.st.Mark.ReplicaID}]
 		if voted && base.ReplicaID(hard.Vote) != vote {
-			o.failLocked("%s restarts in term %d of %s with a vote for %d after one for %d", s, hard.Term, shard, hard.Vote, vote)
+			o.failLocked("%s restarts in term %d of %s with a vote for %d after one for %d",
+				s, hard.Term, shard, hard.Vote, vote)
 		}
 		if hard.Term == m.term && d.last < m.acked {
 			o.failLocked("%s restarts with a log of %s up to %d after acknowledging %d in term %d",

@@ -30,8 +30,7 @@ func seedRaft(seed int64) {
 	raftRand.rand = rand.New(rand.NewSource(seed))
 }
 
-// eachSeed calls f with seeds: SHARDD_SEED alone, or n fresh ones, or as many as fit into SHARDD_TORTURE minutes. f runs
-// in a bubble of its own as long as it calls synctest.Test itself.
+// eachSeed calls f with seeds: SHARDD_SEED alone, or n fresh ones, or as many as fit into SHARDD_TORTURE minutes.
 func eachSeed(t *testing.T, n int, f func(t *testing.T, seed int64)) {
 	t.Helper()
 	if s := os.Getenv("SHARDD_SEED"); s != "" {

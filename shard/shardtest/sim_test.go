@@ -249,7 +249,7 @@ func (s *sim) poll(n *node) (worked bool) {
 			s.atSync(n, "before the sync")
 		}
 		n.free()
-		if boundary {
+		if boundary && s.atSync != nil {
 			s.atSync(n, "after the sync")
 		}
 	}
