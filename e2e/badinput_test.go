@@ -155,13 +155,13 @@ func TestAStrangerAtAMembersAddressLeavesTheClusterUntouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Kill()
-	ours.Until("our other nodes see the stranger", func(context.Context) error {
-		for _, n := range ours.Nodes[:2] {
-			if b, err := os.ReadFile(n.LogPath); err != nil || !strings.Contains(string(b), "another cluster") {
-				return fmt.Errorf("no word of it in %s (%v)", n.LogPath, err)
+	ours.Until("one of our other nodes sees the stranger", func(context.Context) error {
+		for _, n := range ours.Nodes[:2] { // who leads nothing there has nothing to say to it
+			if b, err := os.ReadFile(n.LogPath); err == nil && strings.Contains(string(b), "another cluster") {
+				return nil
 			}
 		}
-		return nil
+		return errors.New("no word of it in their logs")
 	})
 	ours.Until("our cluster takes writes", func(ctx context.Context) error {
 		_, err := db.All().Put(ctx, []byte("k"), []byte("v"))

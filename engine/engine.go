@@ -66,7 +66,7 @@ func (e *Engine) fail(err error) {
 		return
 	}
 	if e.opts.Fatal != nil {
-		e.events.log(slog.LevelError, "store stopped", slog.Any("error", err))
+		e.events.log(slog.LevelError, "store stopped", slog.String("error", oneLine(err.Error())))
 		e.opts.Fatal(err)
 		return
 	}

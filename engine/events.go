@@ -74,6 +74,9 @@ func (l *eventLog) close() {
 	<-l.done
 }
 
+// emptyFlush is the text of the error, not exported by Pebble, with which a flush of nothing ends.
+const emptyFlush = "pebble: empty table"
+
 // seenFiles remembers which files have been reported: a damaged one is met again by every read and compaction.
 type seenFiles struct {
 	mu    sync.Mutex
@@ -135,7 +138,7 @@ func (e *Engine) listener() *pebble.EventListener {
 	return &pebble.EventListener{
 		BackgroundError: func(err error) {
 			m.backgroundErrors.Inc()
-			log.log(slog.LevelError, "background work of the engine failed", slog.Any("error", err))
+			log.log(slog.LevelError, "background work of the engine failed", slog.String("error", oneLine(err.Error())))
 			if e.fatal.opening.Load() && !pebble.IsCorruptionError(err) {
 				e.fail(err) // on a full disk, say, Pebble would try for ever to flush what it has replayed
 			}
@@ -150,7 +153,7 @@ func (e *Engine) listener() *pebble.EventListener {
 			m.compactions.Inc()
 			m.compactionSeconds.Add(i.TotalDuration.Seconds())
 			if i.Err != nil {
-				log.log(slog.LevelWarn, "compaction failed", slog.Any("error", i.Err))
+				log.log(slog.LevelWarn, "compaction failed", slog.String("error", oneLine(i.Err.Error())))
 				return
 			}
 			log.log(slog.LevelDebug, "compaction", slog.String("detail", i.String()))
@@ -158,8 +161,11 @@ func (e *Engine) listener() *pebble.EventListener {
 		FlushEnd: func(i pebble.FlushInfo) {
 			m.flushes.Inc()
 			m.flushSeconds.Add(i.TotalDuration.Seconds())
+			if i.Err != nil && i.Err.Error() == emptyFlush {
+				return // not a failure: a new store rotates its log with nothing in it to flush
+			}
 			if i.Err != nil {
-				log.log(slog.LevelWarn, "flush failed", slog.Any("error", i.Err))
+				log.log(slog.LevelWarn, "flush failed", slog.String("error", oneLine(i.Err.Error())))
 				return
 			}
 			log.log(slog.LevelDebug, "flush", slog.String("detail", i.String()))
