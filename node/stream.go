@@ -47,6 +47,7 @@ type opStream struct {
 	class transport.Class
 	s     *transport.Stream
 	wake  chan struct{} // capacity 1
+	taken chan struct{} // capacity 1: the answer loop has taken what was done
 	sent  prometheus.Counter
 
 	mu struct {
@@ -56,6 +57,7 @@ type opStream struct {
 		open    int // slots in use
 		bytes   int // of their operations
 		done    []finished
+		direct  int   // of done: answers without a slot
 		readErr error // set once the reader has ended
 		dead    bool  // nothing can be sent any more
 	}
@@ -90,7 +92,8 @@ func (n *Node) serveBatch(class transport.Class, s *transport.Stream) error {
 	n.calls.enter()
 	defer n.calls.leave()
 	st := &opStream{
-		n: n, m: m, class: class, s: s, wake: make(chan struct{}, 1), sent: n.metrics.frames.WithLabelValues("out"),
+		n: n, m: m, class: class, s: s, wake: make(chan struct{}, 1),
+		taken: make(chan struct{}, 1), sent: n.metrics.frames.WithLabelValues("out"),
 	}
 	n.metrics.streams.Inc()
 	defer n.metrics.streams.Dec()
@@ -117,9 +120,30 @@ func (st *opStream) read() error {
 		frames.Inc()
 		err = in.parse(frame, st.class)
 		ops.Add(float64(len(in.ops)))
+		if werr := st.awaitTaken(); werr != nil {
+			return werr
+		}
 		st.submit(&in)
 		if err != nil {
 			return status.Errorf(codes.InvalidArgument, "operation stream: %v", err)
+		}
+	}
+}
+
+// awaitTaken holds the reader back while too many refusals wait to be sent: they hold no slot, so a client that sends
+// nonsense and reads no answers would otherwise fill the memory. gRPC's flow control then stops the client.
+func (st *opStream) awaitTaken() error {
+	for {
+		st.mu.Lock()
+		over := st.mu.direct > st.n.cfg.Settings.StreamOps
+		st.mu.Unlock()
+		if !over {
+			return nil
+		}
+		select {
+		case <-st.taken:
+		case <-st.s.Context().Done():
+			return st.s.Context().Err()
 		}
 	}
 }
@@ -168,6 +192,7 @@ func (st *opStream) submit(in *inbound) {
 			})
 		}
 	}
+	st.mu.direct += direct
 	st.mu.Unlock()
 	if direct > 0 {
 		st.signal()
@@ -274,6 +299,13 @@ func (st *opStream) take() bool {
 	}
 	a.released = a.released[:0]
 	a.batch, st.mu.done = st.mu.done, a.batch[:0]
+	if st.mu.direct > 0 {
+		st.mu.direct = 0
+		select {
+		case st.taken <- struct{}{}:
+		default:
+		}
+	}
 	return len(a.batch) > 0
 }
 

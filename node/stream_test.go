@@ -343,3 +343,40 @@ func TestDrainAnswersWhatIsOpen(t *testing.T) {
 		t.Error(p.err)
 	}
 }
+
+// A client that sends nonsense and is slow to read holds itself up, not the node's memory; once it reads, everything is
+// answered.
+func TestRefusalsThatNobodyReadsHoldTheStreamBack(t *testing.T) {
+	ps := startProcs(t, 1)
+	initAll(t, ps[0], ps, 1)
+	c := openOps(t, ps[0], transport.ClassClient)
+	const frames, perFrame = 300, 1000 // about 14 MB there and 25 MB back, beyond every window
+	sent := make(chan error, 1)
+	go func() {
+		op := wire.Op{Code: wire.OpGet, Key: []byte{base.SpaceSystem, 'x'}, Shard: 1, Version: 1}
+		for f := range frames {
+			var buf []byte
+			for i := range perFrame {
+				op.Req = uint64(f*perFrame + i)
+				buf = op.Append(buf)
+			}
+			if err := c.s.Send(buf); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	for req := range uint64(frames * perFrame) {
+		a, err := c.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Code != wire.Invalid || a.Req != req {
+			t.Fatalf("request %d: %v of %d", req, a.Code, a.Req)
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+}
