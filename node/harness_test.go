@@ -35,6 +35,7 @@ type proc struct {
 	addr string
 	join []string
 	http string
+	tune func(*Config) // changes the configuration of the next start
 
 	n    *Node
 	stop context.CancelFunc
@@ -66,7 +67,7 @@ func (p *proc) config() Config {
 	if os.Getenv("SHARDD_TEST_LOG") != "" {
 		w = os.Stderr
 	}
-	return Config{
+	cfg := Config{
 		DataDir: "data", FS: p.fs, Listen: p.addr, HTTP: p.http, Join: p.join, Version: "test",
 		Labels: map[string]string{"name": p.name},
 		Logger: slog.New(slog.NewTextHandler(w, nil)).With("proc", p.name),
@@ -76,6 +77,10 @@ func (p *proc) config() Config {
 		},
 		Fatal: func(err error) { p.t.Logf("%s: fatal: %v", p.name, err) },
 	}
+	if p.tune != nil {
+		p.tune(&cfg)
+	}
+	return cfg
 }
 
 func (p *proc) start() *proc {

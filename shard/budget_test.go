@@ -19,13 +19,16 @@ const (
 	budgetGroups = 16
 	budgetLimit  = 32 << 10
 	budgetSize   = 1000
+	budgetItem   = 2 << 10 // an entry, and a message: every group may always hold one, whatever the others hold
 )
 
 func groupKey(i int) string { return fmt.Sprintf("%02d", i) }
 
 // newBudgetCluster has many groups, all led by the first store, with one limit for all of them together.
 func newBudgetCluster(t *testing.T, stores int, limits Limits) (c *cluster, lead *testNode) {
-	c = newCluster(t, stores, func(cfg *Config) { cfg.Limits, cfg.EntryBytes = limits, 2<<10 })
+	c = newCluster(t, stores, func(cfg *Config) {
+		cfg.Limits, cfg.EntryBytes, cfg.MaxSizePerMsg = limits, budgetItem, budgetItem
+	})
 	on := []base.StoreID{1, 2, 3}[:stores]
 	for i := range budgetGroups {
 		c.create(desc(shardID(100+i), groupKey(i), groupKey(i+1), on...))
@@ -69,9 +72,8 @@ func (a *answers) busyFor(reqs []uint64, reason string) (n int) {
 func TestQueuedWritesOfAllGroupsShareOneBudget(t *testing.T) {
 	c, lead := newBudgetCluster(t, 3, Limits{StoreQueue: budgetLimit})
 	release := c.holdSyncs(lead)
-	// A group may always hold one write, whatever the others hold.
 	a, reqs := c.flood(lead, 20, c.drain)
-	if used := lead.store.used.queue.Load(); used > budgetLimit+budgetGroups*2*budgetSize {
+	if used := lead.store.used.queue.Load(); used > budgetLimit+budgetGroups*budgetItem {
 		t.Errorf("%d bytes queued under a limit of %d", used, budgetLimit)
 	}
 	if n := a.busyFor(reqs, "store-queue"); n < len(reqs)/2 {
@@ -92,10 +94,10 @@ func TestUncommittedWritesOfAllGroupsShareOneBudget(t *testing.T) {
 	before := logBytes(lead)
 	a, reqs := c.flood(lead, 20, c.settle)
 	// Each group may have one entry of its own under way, and one write queued.
-	if used := lead.store.used.uncommitted.Load(); used > budgetLimit+budgetGroups*2*budgetSize {
+	if used := lead.store.used.uncommitted.Load(); used > budgetLimit+budgetGroups*budgetItem {
 		t.Errorf("%d uncommitted bytes under a limit of %d", used, budgetLimit)
 	}
-	if grown := logBytes(lead) - before; grown > 2*(budgetLimit+budgetGroups*2*budgetSize) {
+	if grown := logBytes(lead) - before; grown > 2*(budgetLimit+budgetGroups*budgetItem) {
 		t.Errorf("the logs grew by %d bytes", grown)
 	}
 	if n := a.busyFor(reqs, "store-queue"); n < len(reqs)/2 {
@@ -119,17 +121,14 @@ func TestAFollowerThatFallsBehindInAllGroupsKeepsToOneBudget(t *testing.T) {
 	c, lead := newBudgetCluster(t, 3, Limits{StoreInbox: budgetLimit})
 	slow := c.nodes[3]
 	release := c.holdSyncs(slow)
-	var a *answers
-	a, _ = c.flood(lead, 20, func() {
-		for worked := true; worked; worked = a != nil && a.missing() > 0 {
-			c.drain()
+	a, _ := c.flood(lead, 20, c.drain)
+	for i := 0; a.missing() > 0; i++ {
+		if i == 1000 {
+			t.Fatalf("%d writes wait for a follower that is behind", a.missing())
 		}
-	})
-	for a.missing() > 0 {
-		c.drain()
+		c.tickDraining(slow)
 	}
-	// One message may always wait in each group.
-	one := int64(2<<10 + 2*messageOverhead)
+	one := int64(budgetItem + budgetSize + 2*messageOverhead)
 	if used := slow.store.used.inbox.Load(); used > budgetLimit+budgetGroups*one || used < budgetLimit/2 {
 		t.Errorf("%d bytes in the inboxes under a limit of %d", used, budgetLimit)
 	}
@@ -157,7 +156,7 @@ func TestStateMachinesThatFallBehindKeepToOneBudget(t *testing.T) {
 		r := slow.store.lookup(shardID(100 + i))
 		lag += r.commit.Load() - r.applied.Load()
 	}
-	if used := slow.store.used.apply.Load(); used > budgetLimit+budgetGroups*4<<10 || lag < budgetGroups*10 {
+	if used := slow.store.used.apply.Load(); used > budgetLimit+budgetGroups*2*budgetItem || lag < budgetGroups*10 {
 		t.Errorf("%d bytes handed to apply under a limit of %d, %d entries behind", used, budgetLimit, lag)
 	}
 	slow.hold = false

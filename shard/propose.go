@@ -105,6 +105,10 @@ func (r *replica) admit(req *WriteRequest, now time.Duration) (wire.Answer, bool
 	if !r.lead.Load().leads {
 		return r.notLeader(), false
 	}
+	if s.stalled.Load() {
+		// It would wait for its deadline here, while another replica leads, or is about to (L2).
+		return answerText(wire.Unavailable, "the store's disk does not take syncs"), false
+	}
 	if held := in.writeBytes.Load(); held > 0 {
 		if held+size > lim.GroupQueue {
 			return s.busy("group-queue", busyGroupMs), false

@@ -44,6 +44,7 @@ type Store struct {
 	proposals atomic.Uint64 // ids, unique in this incarnation
 	contexts  atomic.Uint64 // of read indexes, unique in this incarnation
 	started   atomic.Bool
+	stalled   atomic.Bool // the disk has not synced for a while, as of the last tick
 }
 
 // controlKey returns the key that wakes worker i of n without naming a shard: ids never come near it.

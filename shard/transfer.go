@@ -93,13 +93,17 @@ func (w *worker) startTransfer(r *replica, req transferRequest) {
 func (w *worker) tryTransfer(r *replica) {
 	t := r.worker.transfer
 	last := uint64(0)
+	r.worker.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if base.ReplicaID(id) == r.id {
+			last = pr.Match
+		}
+	})
 	var best tracker.Progress
 	var bestID base.ReplicaID
 	others := false
 	r.worker.rn.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
 		rid := base.ReplicaID(id)
 		if rid == r.id {
-			last = pr.Match
 			return
 		}
 		if typ == raft.ProgressTypePeer {
@@ -111,8 +115,7 @@ func (w *worker) tryTransfer(r *replica) {
 			}
 			return
 		}
-		if typ == raft.ProgressTypePeer && pr.RecentActive && pr.State == tracker.StateReplicate &&
-			(bestID == 0 || pr.Match > best.Match) {
+		if typ == raft.ProgressTypePeer && pr.RecentActive && follows(&pr, last) && (bestID == 0 || pr.Match > best.Match) {
 			best, bestID = pr, rid
 		}
 	})
@@ -132,7 +135,7 @@ func (w *worker) tryTransfer(r *replica) {
 	case !best.RecentActive:
 		t.reason = "the target has not been heard of recently"
 		return
-	case best.State != tracker.StateReplicate:
+	case !follows(&best, last):
 		t.reason = fmt.Sprintf("the target is in state %s, not replicating", best.State)
 		return
 	case best.Match+maxTransferLag < last:
@@ -145,6 +148,12 @@ func (w *worker) tryTransfer(r *replica) {
 	t.ticks = 2 * w.store.cfg.ElectionTick
 	r.worker.rn.TransferLeader(uint64(bestID))
 	w.store.log.Debug("leadership transfer started", "replica", r.String(), "to", t.to, "term", t.term)
+}
+
+// follows reports whether a replica keeps up with a leader whose log ends at last. One that was lost for a moment is probed
+// until an append is answered, and an idle group has none to send: if it has everything it is as good as replicating.
+func follows(pr *tracker.Progress, last uint64) bool {
+	return pr.State == tracker.StateReplicate || pr.Match == last
 }
 
 // tickTransfer retries a transfer that has not started and gives up one that takes too long.

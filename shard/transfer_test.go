@@ -148,3 +148,29 @@ func TestHandOverMovesEveryLeadershipThatCanMove(t *testing.T) {
 		}
 	}
 }
+
+// An idle group sends no appends: a follower that was lost for a moment is probed until the next write.
+func TestAFollowerThatWasLostWhileIdleTakesOver(t *testing.T) {
+	for _, any := range []bool{false, true} {
+		c := newCluster(t, 3, nil)
+		c.create(desc(7, "", "", 1, 2, 3))
+		c.put(7, "a", "1")
+		c.everywhere(7, "a", "1")
+		lead := c.leader(7)
+		d, _ := lead.store.Descriptor(7)
+		from, _ := d.ReplicaOn(lead.id)
+		for _, r := range d.Replicas {
+			lead.store.Unreachable(7, from.Replica, r.Replica)
+		}
+		for range 5 {
+			c.tick()
+		}
+		to := lead.id%3 + 1
+		if any {
+			to = 0
+		}
+		if res := c.outcome(c.transfer(lead, 7, to)); res.err != nil {
+			t.Errorf("to any %t: %v", any, res.err)
+		}
+	}
+}

@@ -141,6 +141,7 @@ func (w *worker) collect() {
 		limit := w.store.cfg.ElectionTick / 2
 		ok, _ := w.store.SyncHealthy()
 		w.stalled = !ok
+		w.store.stalled.Store(!ok)
 		for _, r := range w.replicas {
 			if r.worker.disposed {
 				continue
