@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -215,9 +216,14 @@ func Until(ctx context.Context, patience time.Duration, try func(ctx context.Con
 }
 
 // WaitHealthy waits until every node is up and every shard has a leader and all its replicas.
-func (c *Cluster) WaitHealthy() {
+func (c *Cluster) WaitHealthy() { c.waitStatus("healthy cluster", 0) }
+
+// WaitServing waits until all nodes are up and every shard has a leader, also if replicas have stopped for a fault.
+func (c *Cluster) WaitServing() { c.waitStatus("serving cluster", math.MaxUint32) }
+
+func (c *Cluster) waitStatus(what string, underReplicated uint32) {
 	c.t.Helper()
-	c.Until("healthy cluster", func(ctx context.Context) error {
+	c.Until(what, func(ctx context.Context) error {
 		st, err := c.Admin.ClusterStatus(ctx)
 		if err != nil {
 			return err
@@ -229,7 +235,7 @@ func (c *Cluster) WaitHealthy() {
 			}
 		}
 		if alive < len(c.Nodes) || st.GetShardsCreating() > 0 || st.GetShardsWithoutLeader() > 0 ||
-			st.GetShardsUnderReplicated() > 0 {
+			st.GetShardsUnderReplicated() > underReplicated {
 			return fmt.Errorf("%d of %d nodes alive, shards: %d, creating %d, without leader %d, under-replicated %d", alive,
 				len(c.Nodes), st.GetShards(), st.GetShardsCreating(), st.GetShardsWithoutLeader(), st.GetShardsUnderReplicated())
 		}
