@@ -189,6 +189,9 @@ type NodeStatusResponse struct {
 	GoHeapBytes   uint64 `protobuf:"varint,11,opt,name=go_heap_bytes,json=goHeapBytes,proto3" json:"go_heap_bytes,omitempty"`
 	DiskBytes     uint64 `protobuf:"varint,12,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	CpuMs         uint64 `protobuf:"varint,13,opt,name=cpu_ms,json=cpuMs,proto3" json:"cpu_ms,omitempty"`
+	DiskFreeBytes uint64 `protobuf:"varint,14,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
+	// ok, low or critical; see NodeInfo.
+	DiskLevel     string `protobuf:"bytes,15,opt,name=disk_level,json=diskLevel,proto3" json:"disk_level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +315,20 @@ func (x *NodeStatusResponse) GetCpuMs() uint64 {
 		return x.CpuMs
 	}
 	return 0
+}
+
+func (x *NodeStatusResponse) GetDiskFreeBytes() uint64 {
+	if x != nil {
+		return x.DiskFreeBytes
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetDiskLevel() string {
+	if x != nil {
+		return x.DiskLevel
+	}
+	return ""
 }
 
 type ClusterStatusRequest struct {
@@ -541,6 +558,13 @@ type NodeInfo struct {
 	DiskBytes     uint64 `protobuf:"varint,11,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	GoHeapBytes   uint64 `protobuf:"varint,12,opt,name=go_heap_bytes,json=goHeapBytes,proto3" json:"go_heap_bytes,omitempty"`
 	MetaLeader    bool   `protobuf:"varint,13,opt,name=meta_leader,json=metaLeader,proto3" json:"meta_leader,omitempty"`
+	DiskFreeBytes uint64 `protobuf:"varint,14,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
+	// ok; low: leaders refuse writes that add bytes, no replicas are moved here; critical: appends are refused as well.
+	DiskLevel string `protobuf:"bytes,15,opt,name=disk_level,json=diskLevel,proto3" json:"disk_level,omitempty"`
+	// none, leaders or replicas: what a drain keeps off the node.
+	Draining string `protobuf:"bytes,16,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Set if a check of the node fails; says which.
+	Unhealthy     string `protobuf:"bytes,17,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -664,6 +688,34 @@ func (x *NodeInfo) GetMetaLeader() bool {
 		return x.MetaLeader
 	}
 	return false
+}
+
+func (x *NodeInfo) GetDiskFreeBytes() uint64 {
+	if x != nil {
+		return x.DiskFreeBytes
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetDiskLevel() string {
+	if x != nil {
+		return x.DiskLevel
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetDraining() string {
+	if x != nil {
+		return x.Draining
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetUnhealthy() string {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return ""
 }
 
 type ListShardsRequest struct {
@@ -1072,12 +1124,16 @@ type ReplicaStatus struct {
 	LastIndex  uint64 `protobuf:"varint,11,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
 	LogBytes   uint64 `protobuf:"varint,12,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	// Set if the replica stopped after a fault; says why.
-	Faulted       string              `protobuf:"bytes,13,opt,name=faulted,proto3" json:"faulted,omitempty"`
-	Vote          uint64              `protobuf:"varint,14,opt,name=vote,proto3" json:"vote,omitempty"`
-	PutBytes      uint64              `protobuf:"varint,15,opt,name=put_bytes,json=putBytes,proto3" json:"put_bytes,omitempty"`
-	Progress      []*FollowerProgress `protobuf:"bytes,16,rep,name=progress,proto3" json:"progress,omitempty"`
-	ConfVer       uint64              `protobuf:"varint,17,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
-	Version       uint64              `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
+	Faulted  string              `protobuf:"bytes,13,opt,name=faulted,proto3" json:"faulted,omitempty"`
+	Vote     uint64              `protobuf:"varint,14,opt,name=vote,proto3" json:"vote,omitempty"`
+	PutBytes uint64              `protobuf:"varint,15,opt,name=put_bytes,json=putBytes,proto3" json:"put_bytes,omitempty"`
+	Progress []*FollowerProgress `protobuf:"bytes,16,rep,name=progress,proto3" json:"progress,omitempty"`
+	ConfVer  uint64              `protobuf:"varint,17,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Version  uint64              `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
+	// Bytes of the shard's data on this node's disk, estimated.
+	DataBytes uint64 `protobuf:"varint,19,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
+	// The replica exists but has received nothing yet.
+	Uninitialised bool `protobuf:"varint,20,opt,name=uninitialised,proto3" json:"uninitialised,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1238,16 +1294,32 @@ func (x *ReplicaStatus) GetVersion() uint64 {
 	return 0
 }
 
+func (x *ReplicaStatus) GetDataBytes() uint64 {
+	if x != nil {
+		return x.DataBytes
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetUninitialised() bool {
+	if x != nil {
+		return x.Uninitialised
+	}
+	return false
+}
+
 // FollowerProgress is the leader's view of one member.
 type FollowerProgress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ReplicaId     uint64                 `protobuf:"varint,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
-	Match         uint64                 `protobuf:"varint,2,opt,name=match,proto3" json:"match,omitempty"`
-	Next          uint64                 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
-	RecentActive  bool                   `protobuf:"varint,5,opt,name=recent_active,json=recentActive,proto3" json:"recent_active,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ReplicaId    uint64                 `protobuf:"varint,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	Match        uint64                 `protobuf:"varint,2,opt,name=match,proto3" json:"match,omitempty"`
+	Next         uint64                 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`
+	State        string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	RecentActive bool                   `protobuf:"varint,5,opt,name=recent_active,json=recentActive,proto3" json:"recent_active,omitempty"`
+	// Index of the snapshot on its way to the member, 0 if none.
+	PendingSnapshot uint64 `protobuf:"varint,6,opt,name=pending_snapshot,json=pendingSnapshot,proto3" json:"pending_snapshot,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *FollowerProgress) Reset() {
@@ -1313,6 +1385,13 @@ func (x *FollowerProgress) GetRecentActive() bool {
 		return x.RecentActive
 	}
 	return false
+}
+
+func (x *FollowerProgress) GetPendingSnapshot() uint64 {
+	if x != nil {
+		return x.PendingSnapshot
+	}
+	return 0
 }
 
 type TransferLeaderRequest struct {
@@ -1744,6 +1823,1096 @@ func (x *Route) GetLeader() uint64 {
 	return 0
 }
 
+// JobSpec says what a job does.
+type JobSpec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// move, add-replica, remove-replica, promote, drain or verify.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The shard; for verify 0 means all.
+	ShardId uint64 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	// move, remove-replica: the node that loses its replica. drain: the node.
+	FromNode uint64 `protobuf:"varint,3,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	// move, add-replica, promote: the node that gets one.
+	ToNode uint64 `protobuf:"varint,4,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	// add-replica: stop at a learner.
+	Learner bool `protobuf:"varint,5,opt,name=learner,proto3" json:"learner,omitempty"`
+	// drain: move replicas away as well as leaderships.
+	Replicas bool `protobuf:"varint,6,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// verify: most bytes per second that each replica reads; 0 means the default.
+	BytesPerSecond uint64 `protobuf:"varint,7,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *JobSpec) Reset() {
+	*x = JobSpec{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobSpec) ProtoMessage() {}
+
+func (x *JobSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobSpec.ProtoReflect.Descriptor instead.
+func (*JobSpec) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *JobSpec) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *JobSpec) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *JobSpec) GetFromNode() uint64 {
+	if x != nil {
+		return x.FromNode
+	}
+	return 0
+}
+
+func (x *JobSpec) GetToNode() uint64 {
+	if x != nil {
+		return x.ToNode
+	}
+	return 0
+}
+
+func (x *JobSpec) GetLearner() bool {
+	if x != nil {
+		return x.Learner
+	}
+	return false
+}
+
+func (x *JobSpec) GetReplicas() bool {
+	if x != nil {
+		return x.Replicas
+	}
+	return false
+}
+
+func (x *JobSpec) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+type JobStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is done, e.g. "add learner n4", "snapshot", "catch up".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// waiting, running, done, skipped or failed.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// What it waits for, or what it did.
+	Detail         string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	BytesDone      uint64 `protobuf:"varint,4,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	BytesTotal     uint64 `protobuf:"varint,5,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	BytesPerSecond uint64 `protobuf:"varint,6,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	// Entries that the replica still lacks.
+	Lag uint64 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`
+	// Units of steps that are neither bytes nor entries, e.g. shards moved.
+	Done          uint64 `protobuf:"varint,8,opt,name=done,proto3" json:"done,omitempty"`
+	Total         uint64 `protobuf:"varint,9,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobStep) Reset() {
+	*x = JobStep{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobStep) ProtoMessage() {}
+
+func (x *JobStep) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobStep.ProtoReflect.Descriptor instead.
+func (*JobStep) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *JobStep) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JobStep) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *JobStep) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *JobStep) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *JobStep) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *JobStep) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *JobStep) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *JobStep) GetDone() uint64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *JobStep) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type Job struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	JobId uint64                 `protobuf:"varint,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	Spec  *JobSpec               `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	// running, done, failed, cancelling or cancelled.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Why it failed, and what to do.
+	Error string     `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Steps []*JobStep `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	// Wall clock of the meta leader, for people only.
+	StartedUnixMs uint64 `protobuf:"varint,6,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`
+	UpdatedUnixMs uint64 `protobuf:"varint,7,opt,name=updated_unix_ms,json=updatedUnixMs,proto3" json:"updated_unix_ms,omitempty"`
+	EndedUnixMs   uint64 `protobuf:"varint,8,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
+	// verify: what was found, one line per shard that differs.
+	Findings      []string `protobuf:"bytes,9,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Job) Reset() {
+	*x = Job{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Job) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Job) ProtoMessage() {}
+
+func (x *Job) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Job.ProtoReflect.Descriptor instead.
+func (*Job) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Job) GetJobId() uint64 {
+	if x != nil {
+		return x.JobId
+	}
+	return 0
+}
+
+func (x *Job) GetSpec() *JobSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Job) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Job) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Job) GetSteps() []*JobStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *Job) GetStartedUnixMs() uint64 {
+	if x != nil {
+		return x.StartedUnixMs
+	}
+	return 0
+}
+
+func (x *Job) GetUpdatedUnixMs() uint64 {
+	if x != nil {
+		return x.UpdatedUnixMs
+	}
+	return 0
+}
+
+func (x *Job) GetEndedUnixMs() uint64 {
+	if x != nil {
+		return x.EndedUnixMs
+	}
+	return 0
+}
+
+func (x *Job) GetFindings() []string {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type StartJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *JobSpec               `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobRequest) Reset() {
+	*x = StartJobRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobRequest) ProtoMessage() {}
+
+func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
+func (*StartJobRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *StartJobRequest) GetSpec() *JobSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *StartJobRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type StartJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With dry_run its job_id is 0 and its steps are the plan.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobResponse) Reset() {
+	*x = StartJobResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobResponse) ProtoMessage() {}
+
+func (x *StartJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobResponse.ProtoReflect.Descriptor instead.
+func (*StartJobResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *StartJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type ListJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only jobs that have not ended.
+	Running bool `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	// 0 means 100.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJobsRequest) Reset() {
+	*x = ListJobsRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJobsRequest) ProtoMessage() {}
+
+func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
+func (*ListJobsRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListJobsRequest) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *ListJobsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListJobsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jobs          []*Job                 `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJobsResponse) Reset() {
+	*x = ListJobsResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJobsResponse) ProtoMessage() {}
+
+func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
+func (*ListJobsResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListJobsResponse) GetJobs() []*Job {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+type GetJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	JobId         uint64                 `protobuf:"varint,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetJobRequest) Reset() {
+	*x = GetJobRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetJobRequest) ProtoMessage() {}
+
+func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
+func (*GetJobRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetJobRequest) GetJobId() uint64 {
+	if x != nil {
+		return x.JobId
+	}
+	return 0
+}
+
+type GetJobResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetJobResponse) Reset() {
+	*x = GetJobResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetJobResponse) ProtoMessage() {}
+
+func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
+func (*GetJobResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *GetJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type CancelJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	JobId         uint64                 `protobuf:"varint,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelJobRequest) Reset() {
+	*x = CancelJobRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelJobRequest) ProtoMessage() {}
+
+func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
+func (*CancelJobRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CancelJobRequest) GetJobId() uint64 {
+	if x != nil {
+		return x.JobId
+	}
+	return 0
+}
+
+type CancelJobResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelJobResponse) Reset() {
+	*x = CancelJobResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelJobResponse) ProtoMessage() {}
+
+func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
+func (*CancelJobResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CancelJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type UndrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainRequest) Reset() {
+	*x = UndrainRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainRequest) ProtoMessage() {}
+
+func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
+func (*UndrainRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UndrainRequest) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+type UndrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainResponse) Reset() {
+	*x = UndrainResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainResponse) ProtoMessage() {}
+
+func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
+func (*UndrainResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+type SetSnapshotLimitsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes per second, 0 leaves the limit as it is.
+	SendBytesPerSecond    uint64 `protobuf:"varint,1,opt,name=send_bytes_per_second,json=sendBytesPerSecond,proto3" json:"send_bytes_per_second,omitempty"`
+	ReceiveBytesPerSecond uint64 `protobuf:"varint,2,opt,name=receive_bytes_per_second,json=receiveBytesPerSecond,proto3" json:"receive_bytes_per_second,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *SetSnapshotLimitsRequest) Reset() {
+	*x = SetSnapshotLimitsRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSnapshotLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSnapshotLimitsRequest) ProtoMessage() {}
+
+func (x *SetSnapshotLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSnapshotLimitsRequest.ProtoReflect.Descriptor instead.
+func (*SetSnapshotLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SetSnapshotLimitsRequest) GetSendBytesPerSecond() uint64 {
+	if x != nil {
+		return x.SendBytesPerSecond
+	}
+	return 0
+}
+
+func (x *SetSnapshotLimitsRequest) GetReceiveBytesPerSecond() uint64 {
+	if x != nil {
+		return x.ReceiveBytesPerSecond
+	}
+	return 0
+}
+
+type SetSnapshotLimitsResponse struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	SendBytesPerSecond    uint64                 `protobuf:"varint,1,opt,name=send_bytes_per_second,json=sendBytesPerSecond,proto3" json:"send_bytes_per_second,omitempty"`
+	ReceiveBytesPerSecond uint64                 `protobuf:"varint,2,opt,name=receive_bytes_per_second,json=receiveBytesPerSecond,proto3" json:"receive_bytes_per_second,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *SetSnapshotLimitsResponse) Reset() {
+	*x = SetSnapshotLimitsResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSnapshotLimitsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSnapshotLimitsResponse) ProtoMessage() {}
+
+func (x *SetSnapshotLimitsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSnapshotLimitsResponse.ProtoReflect.Descriptor instead.
+func (*SetSnapshotLimitsResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SetSnapshotLimitsResponse) GetSendBytesPerSecond() uint64 {
+	if x != nil {
+		return x.SendBytesPerSecond
+	}
+	return 0
+}
+
+func (x *SetSnapshotLimitsResponse) GetReceiveBytesPerSecond() uint64 {
+	if x != nil {
+		return x.ReceiveBytesPerSecond
+	}
+	return 0
+}
+
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{40}
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*SnapshotProgress    `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotProgress {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+// SnapshotProgress is one snapshot stream as one of its ends sees it.
+type SnapshotProgress struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ShardId     uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	FromNode    uint64                 `protobuf:"varint,2,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	ToNode      uint64                 `protobuf:"varint,3,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	ToReplicaId uint64                 `protobuf:"varint,4,opt,name=to_replica_id,json=toReplicaId,proto3" json:"to_replica_id,omitempty"`
+	// Whether the node that answers is the sender.
+	Sending bool `protobuf:"varint,5,opt,name=sending,proto3" json:"sending,omitempty"`
+	// waiting, reserving, streaming, verifying, installing.
+	Phase     string `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`
+	BytesDone uint64 `protobuf:"varint,7,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
+	// Estimate while the stream runs.
+	BytesTotal     uint64 `protobuf:"varint,8,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`
+	BytesPerSecond uint64 `protobuf:"varint,9,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	ElapsedMs      uint64 `protobuf:"varint,10,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	// recovery or rebalance.
+	Priority      string `protobuf:"bytes,11,opt,name=priority,proto3" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotProgress) Reset() {
+	*x = SnapshotProgress{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotProgress) ProtoMessage() {}
+
+func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
+func (*SnapshotProgress) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SnapshotProgress) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetFromNode() uint64 {
+	if x != nil {
+		return x.FromNode
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetToNode() uint64 {
+	if x != nil {
+		return x.ToNode
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetToReplicaId() uint64 {
+	if x != nil {
+		return x.ToReplicaId
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetSending() bool {
+	if x != nil {
+		return x.Sending
+	}
+	return false
+}
+
+func (x *SnapshotProgress) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *SnapshotProgress) GetBytesDone() uint64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetBytesTotal() uint64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetElapsedMs() uint64 {
+	if x != nil {
+		return x.ElapsedMs
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetPriority() string {
+	if x != nil {
+		return x.Priority
+	}
+	return ""
+}
+
 var File_shardd_v1_admin_proto protoreflect.FileDescriptor
 
 const file_shardd_v1_admin_proto_rawDesc = "" +
@@ -1757,7 +2926,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12\x16\n" +
 	"\x06shards\x18\x03 \x01(\rR\x06shards\"\x13\n" +
-	"\x11NodeStatusRequest\"\xe7\x03\n" +
+	"\x11NodeStatusRequest\"\xae\x04\n" +
 	"\x12NodeStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
@@ -1774,7 +2943,10 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\rgo_heap_bytes\x18\v \x01(\x04R\vgoHeapBytes\x12\x1d\n" +
 	"\n" +
 	"disk_bytes\x18\f \x01(\x04R\tdiskBytes\x12\x15\n" +
-	"\x06cpu_ms\x18\r \x01(\x04R\x05cpuMs\x1a9\n" +
+	"\x06cpu_ms\x18\r \x01(\x04R\x05cpuMs\x12&\n" +
+	"\x0fdisk_free_bytes\x18\x0e \x01(\x04R\rdiskFreeBytes\x12\x1d\n" +
+	"\n" +
+	"disk_level\x18\x0f \x01(\tR\tdiskLevel\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x16\n" +
@@ -1791,7 +2963,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"metaLeader\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.shardd.v1.NodeInfoR\x05nodes\"\xe2\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.shardd.v1.NodeInfoR\x05nodes\"\xe3\x04\n" +
 	"\bNodeInfo\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
@@ -1809,7 +2981,12 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"disk_bytes\x18\v \x01(\x04R\tdiskBytes\x12\"\n" +
 	"\rgo_heap_bytes\x18\f \x01(\x04R\vgoHeapBytes\x12\x1f\n" +
 	"\vmeta_leader\x18\r \x01(\bR\n" +
-	"metaLeader\x1a9\n" +
+	"metaLeader\x12&\n" +
+	"\x0fdisk_free_bytes\x18\x0e \x01(\x04R\rdiskFreeBytes\x12\x1d\n" +
+	"\n" +
+	"disk_level\x18\x0f \x01(\tR\tdiskLevel\x12\x1a\n" +
+	"\bdraining\x18\x10 \x01(\tR\bdraining\x12\x1c\n" +
+	"\tunhealthy\x18\x11 \x01(\tR\tunhealthy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -1841,7 +3018,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\bshard_id\x18\x01 \x01(\x04R\ashardId\"y\n" +
 	"\x15DescribeShardResponse\x12*\n" +
 	"\x05shard\x18\x01 \x01(\v2\x14.shardd.v1.ShardInfoR\x05shard\x124\n" +
-	"\breplicas\x18\x02 \x03(\v2\x18.shardd.v1.ReplicaStatusR\breplicas\"\x80\x04\n" +
+	"\breplicas\x18\x02 \x03(\v2\x18.shardd.v1.ReplicaStatusR\breplicas\"\xc5\x04\n" +
 	"\rReplicaStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x1d\n" +
 	"\n" +
@@ -1865,14 +3042,18 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\tput_bytes\x18\x0f \x01(\x04R\bputBytes\x127\n" +
 	"\bprogress\x18\x10 \x03(\v2\x1b.shardd.v1.FollowerProgressR\bprogress\x12\x19\n" +
 	"\bconf_ver\x18\x11 \x01(\x04R\aconfVer\x12\x18\n" +
-	"\aversion\x18\x12 \x01(\x04R\aversion\"\x96\x01\n" +
+	"\aversion\x18\x12 \x01(\x04R\aversion\x12\x1d\n" +
+	"\n" +
+	"data_bytes\x18\x13 \x01(\x04R\tdataBytes\x12$\n" +
+	"\runinitialised\x18\x14 \x01(\bR\runinitialised\"\xc1\x01\n" +
 	"\x10FollowerProgress\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x14\n" +
 	"\x05match\x18\x02 \x01(\x04R\x05match\x12\x12\n" +
 	"\x04next\x18\x03 \x01(\x04R\x04next\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12#\n" +
-	"\rrecent_active\x18\x05 \x01(\bR\frecentActive\"K\n" +
+	"\rrecent_active\x18\x05 \x01(\bR\frecentActive\x12)\n" +
+	"\x10pending_snapshot\x18\x06 \x01(\x04R\x0fpendingSnapshot\"K\n" +
 	"\x15TransferLeaderRequest\x12\x19\n" +
 	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x17\n" +
 	"\ato_node\x18\x02 \x01(\x04R\x06toNode\"b\n" +
@@ -1902,7 +3083,83 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\fR\n" +
 	"descriptor\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\x04R\x06leader2\xe3\x04\n" +
+	"\x06leader\x18\x02 \x01(\x04R\x06leader\"\xce\x01\n" +
+	"\aJobSpec\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x1b\n" +
+	"\tfrom_node\x18\x03 \x01(\x04R\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x04 \x01(\x04R\x06toNode\x12\x18\n" +
+	"\alearner\x18\x05 \x01(\bR\alearner\x12\x1a\n" +
+	"\breplicas\x18\x06 \x01(\bR\breplicas\x12(\n" +
+	"\x10bytes_per_second\x18\a \x01(\x04R\x0ebytesPerSecond\"\xf1\x01\n" +
+	"\aJobStep\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x04 \x01(\x04R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x05 \x01(\x04R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\x06 \x01(\x04R\x0ebytesPerSecond\x12\x10\n" +
+	"\x03lag\x18\a \x01(\x04R\x03lag\x12\x12\n" +
+	"\x04done\x18\b \x01(\x04R\x04done\x12\x14\n" +
+	"\x05total\x18\t \x01(\x04R\x05total\"\xaa\x02\n" +
+	"\x03Job\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\x04R\x05jobId\x12&\n" +
+	"\x04spec\x18\x02 \x01(\v2\x12.shardd.v1.JobSpecR\x04spec\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12(\n" +
+	"\x05steps\x18\x05 \x03(\v2\x12.shardd.v1.JobStepR\x05steps\x12&\n" +
+	"\x0fstarted_unix_ms\x18\x06 \x01(\x04R\rstartedUnixMs\x12&\n" +
+	"\x0fupdated_unix_ms\x18\a \x01(\x04R\rupdatedUnixMs\x12\"\n" +
+	"\rended_unix_ms\x18\b \x01(\x04R\vendedUnixMs\x12\x1a\n" +
+	"\bfindings\x18\t \x03(\tR\bfindings\"R\n" +
+	"\x0fStartJobRequest\x12&\n" +
+	"\x04spec\x18\x01 \x01(\v2\x12.shardd.v1.JobSpecR\x04spec\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"4\n" +
+	"\x10StartJobResponse\x12 \n" +
+	"\x03job\x18\x01 \x01(\v2\x0e.shardd.v1.JobR\x03job\"A\n" +
+	"\x0fListJobsRequest\x12\x18\n" +
+	"\arunning\x18\x01 \x01(\bR\arunning\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"6\n" +
+	"\x10ListJobsResponse\x12\"\n" +
+	"\x04jobs\x18\x01 \x03(\v2\x0e.shardd.v1.JobR\x04jobs\"&\n" +
+	"\rGetJobRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\x04R\x05jobId\"2\n" +
+	"\x0eGetJobResponse\x12 \n" +
+	"\x03job\x18\x01 \x01(\v2\x0e.shardd.v1.JobR\x03job\")\n" +
+	"\x10CancelJobRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\x04R\x05jobId\"5\n" +
+	"\x11CancelJobResponse\x12 \n" +
+	"\x03job\x18\x01 \x01(\v2\x0e.shardd.v1.JobR\x03job\")\n" +
+	"\x0eUndrainRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\"\x11\n" +
+	"\x0fUndrainResponse\"\x86\x01\n" +
+	"\x18SetSnapshotLimitsRequest\x121\n" +
+	"\x15send_bytes_per_second\x18\x01 \x01(\x04R\x12sendBytesPerSecond\x127\n" +
+	"\x18receive_bytes_per_second\x18\x02 \x01(\x04R\x15receiveBytesPerSecond\"\x87\x01\n" +
+	"\x19SetSnapshotLimitsResponse\x121\n" +
+	"\x15send_bytes_per_second\x18\x01 \x01(\x04R\x12sendBytesPerSecond\x127\n" +
+	"\x18receive_bytes_per_second\x18\x02 \x01(\x04R\x15receiveBytesPerSecond\"\x16\n" +
+	"\x14ListSnapshotsRequest\"R\n" +
+	"\x15ListSnapshotsResponse\x129\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots\"\xdc\x02\n" +
+	"\x10SnapshotProgress\x12\x19\n" +
+	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x1b\n" +
+	"\tfrom_node\x18\x02 \x01(\x04R\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x03 \x01(\x04R\x06toNode\x12\"\n" +
+	"\rto_replica_id\x18\x04 \x01(\x04R\vtoReplicaId\x12\x18\n" +
+	"\asending\x18\x05 \x01(\bR\asending\x12\x14\n" +
+	"\x05phase\x18\x06 \x01(\tR\x05phase\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\a \x01(\x04R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\b \x01(\x04R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\t \x01(\x04R\x0ebytesPerSecond\x12\x1d\n" +
+	"\n" +
+	"elapsed_ms\x18\n" +
+	" \x01(\x04R\telapsedMs\x12\x1a\n" +
+	"\bpriority\x18\v \x01(\tR\bpriority2\xea\b\n" +
 	"\fAdminService\x127\n" +
 	"\x04Init\x12\x16.shardd.v1.InitRequest\x1a\x17.shardd.v1.InitResponse\x12I\n" +
 	"\n" +
@@ -1913,7 +3170,14 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"ListShards\x12\x1c.shardd.v1.ListShardsRequest\x1a\x1d.shardd.v1.ListShardsResponse\x12R\n" +
 	"\rDescribeShard\x12\x1f.shardd.v1.DescribeShardRequest\x1a .shardd.v1.DescribeShardResponse\x12U\n" +
 	"\x0eTransferLeader\x12 .shardd.v1.TransferLeaderRequest\x1a!.shardd.v1.TransferLeaderResponse\x12=\n" +
-	"\x06Health\x12\x18.shardd.v1.HealthRequest\x1a\x19.shardd.v1.HealthResponse2M\n" +
+	"\x06Health\x12\x18.shardd.v1.HealthRequest\x1a\x19.shardd.v1.HealthResponse\x12C\n" +
+	"\bStartJob\x12\x1a.shardd.v1.StartJobRequest\x1a\x1b.shardd.v1.StartJobResponse\x12C\n" +
+	"\bListJobs\x12\x1a.shardd.v1.ListJobsRequest\x1a\x1b.shardd.v1.ListJobsResponse\x12=\n" +
+	"\x06GetJob\x12\x18.shardd.v1.GetJobRequest\x1a\x19.shardd.v1.GetJobResponse\x12F\n" +
+	"\tCancelJob\x12\x1b.shardd.v1.CancelJobRequest\x1a\x1c.shardd.v1.CancelJobResponse\x12@\n" +
+	"\aUndrain\x12\x19.shardd.v1.UndrainRequest\x1a\x1a.shardd.v1.UndrainResponse\x12^\n" +
+	"\x11SetSnapshotLimits\x12#.shardd.v1.SetSnapshotLimitsRequest\x1a$.shardd.v1.SetSnapshotLimitsResponse\x12R\n" +
+	"\rListSnapshots\x12\x1f.shardd.v1.ListSnapshotsRequest\x1a .shardd.v1.ListSnapshotsResponse2M\n" +
 	"\fRouteService\x12=\n" +
 	"\x06Lookup\x12\x18.shardd.v1.LookupRequest\x1a\x19.shardd.v1.LookupResponseB1Z/github.com/shardd/shardd/api/shardd/v1;sharddv1b\x06proto3"
 
@@ -1929,42 +3193,60 @@ func file_shardd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_admin_proto_rawDescData
 }
 
-var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_shardd_v1_admin_proto_goTypes = []any{
-	(*InitRequest)(nil),            // 0: shardd.v1.InitRequest
-	(*InitResponse)(nil),           // 1: shardd.v1.InitResponse
-	(*NodeStatusRequest)(nil),      // 2: shardd.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),     // 3: shardd.v1.NodeStatusResponse
-	(*ClusterStatusRequest)(nil),   // 4: shardd.v1.ClusterStatusRequest
-	(*ClusterStatusResponse)(nil),  // 5: shardd.v1.ClusterStatusResponse
-	(*ListNodesRequest)(nil),       // 6: shardd.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 7: shardd.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 8: shardd.v1.NodeInfo
-	(*ListShardsRequest)(nil),      // 9: shardd.v1.ListShardsRequest
-	(*ListShardsResponse)(nil),     // 10: shardd.v1.ListShardsResponse
-	(*ReplicaInfo)(nil),            // 11: shardd.v1.ReplicaInfo
-	(*ShardInfo)(nil),              // 12: shardd.v1.ShardInfo
-	(*DescribeShardRequest)(nil),   // 13: shardd.v1.DescribeShardRequest
-	(*DescribeShardResponse)(nil),  // 14: shardd.v1.DescribeShardResponse
-	(*ReplicaStatus)(nil),          // 15: shardd.v1.ReplicaStatus
-	(*FollowerProgress)(nil),       // 16: shardd.v1.FollowerProgress
-	(*TransferLeaderRequest)(nil),  // 17: shardd.v1.TransferLeaderRequest
-	(*TransferLeaderResponse)(nil), // 18: shardd.v1.TransferLeaderResponse
-	(*HealthRequest)(nil),          // 19: shardd.v1.HealthRequest
-	(*HealthCheck)(nil),            // 20: shardd.v1.HealthCheck
-	(*HealthResponse)(nil),         // 21: shardd.v1.HealthResponse
-	(*LookupRequest)(nil),          // 22: shardd.v1.LookupRequest
-	(*LookupResponse)(nil),         // 23: shardd.v1.LookupResponse
-	(*Route)(nil),                  // 24: shardd.v1.Route
-	nil,                            // 25: shardd.v1.NodeStatusResponse.LabelsEntry
-	nil,                            // 26: shardd.v1.NodeInfo.LabelsEntry
-	nil,                            // 27: shardd.v1.LookupResponse.AddressesEntry
+	(*InitRequest)(nil),               // 0: shardd.v1.InitRequest
+	(*InitResponse)(nil),              // 1: shardd.v1.InitResponse
+	(*NodeStatusRequest)(nil),         // 2: shardd.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),        // 3: shardd.v1.NodeStatusResponse
+	(*ClusterStatusRequest)(nil),      // 4: shardd.v1.ClusterStatusRequest
+	(*ClusterStatusResponse)(nil),     // 5: shardd.v1.ClusterStatusResponse
+	(*ListNodesRequest)(nil),          // 6: shardd.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 7: shardd.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 8: shardd.v1.NodeInfo
+	(*ListShardsRequest)(nil),         // 9: shardd.v1.ListShardsRequest
+	(*ListShardsResponse)(nil),        // 10: shardd.v1.ListShardsResponse
+	(*ReplicaInfo)(nil),               // 11: shardd.v1.ReplicaInfo
+	(*ShardInfo)(nil),                 // 12: shardd.v1.ShardInfo
+	(*DescribeShardRequest)(nil),      // 13: shardd.v1.DescribeShardRequest
+	(*DescribeShardResponse)(nil),     // 14: shardd.v1.DescribeShardResponse
+	(*ReplicaStatus)(nil),             // 15: shardd.v1.ReplicaStatus
+	(*FollowerProgress)(nil),          // 16: shardd.v1.FollowerProgress
+	(*TransferLeaderRequest)(nil),     // 17: shardd.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),    // 18: shardd.v1.TransferLeaderResponse
+	(*HealthRequest)(nil),             // 19: shardd.v1.HealthRequest
+	(*HealthCheck)(nil),               // 20: shardd.v1.HealthCheck
+	(*HealthResponse)(nil),            // 21: shardd.v1.HealthResponse
+	(*LookupRequest)(nil),             // 22: shardd.v1.LookupRequest
+	(*LookupResponse)(nil),            // 23: shardd.v1.LookupResponse
+	(*Route)(nil),                     // 24: shardd.v1.Route
+	(*JobSpec)(nil),                   // 25: shardd.v1.JobSpec
+	(*JobStep)(nil),                   // 26: shardd.v1.JobStep
+	(*Job)(nil),                       // 27: shardd.v1.Job
+	(*StartJobRequest)(nil),           // 28: shardd.v1.StartJobRequest
+	(*StartJobResponse)(nil),          // 29: shardd.v1.StartJobResponse
+	(*ListJobsRequest)(nil),           // 30: shardd.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),          // 31: shardd.v1.ListJobsResponse
+	(*GetJobRequest)(nil),             // 32: shardd.v1.GetJobRequest
+	(*GetJobResponse)(nil),            // 33: shardd.v1.GetJobResponse
+	(*CancelJobRequest)(nil),          // 34: shardd.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),         // 35: shardd.v1.CancelJobResponse
+	(*UndrainRequest)(nil),            // 36: shardd.v1.UndrainRequest
+	(*UndrainResponse)(nil),           // 37: shardd.v1.UndrainResponse
+	(*SetSnapshotLimitsRequest)(nil),  // 38: shardd.v1.SetSnapshotLimitsRequest
+	(*SetSnapshotLimitsResponse)(nil), // 39: shardd.v1.SetSnapshotLimitsResponse
+	(*ListSnapshotsRequest)(nil),      // 40: shardd.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 41: shardd.v1.ListSnapshotsResponse
+	(*SnapshotProgress)(nil),          // 42: shardd.v1.SnapshotProgress
+	nil,                               // 43: shardd.v1.NodeStatusResponse.LabelsEntry
+	nil,                               // 44: shardd.v1.NodeInfo.LabelsEntry
+	nil,                               // 45: shardd.v1.LookupResponse.AddressesEntry
 }
 var file_shardd_v1_admin_proto_depIdxs = []int32{
-	25, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
+	43, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
 	8,  // 1: shardd.v1.ClusterStatusResponse.nodes:type_name -> shardd.v1.NodeInfo
 	8,  // 2: shardd.v1.ListNodesResponse.nodes:type_name -> shardd.v1.NodeInfo
-	26, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
+	44, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
 	12, // 4: shardd.v1.ListShardsResponse.shards:type_name -> shardd.v1.ShardInfo
 	11, // 5: shardd.v1.ShardInfo.replicas:type_name -> shardd.v1.ReplicaInfo
 	12, // 6: shardd.v1.DescribeShardResponse.shard:type_name -> shardd.v1.ShardInfo
@@ -1972,30 +3254,52 @@ var file_shardd_v1_admin_proto_depIdxs = []int32{
 	16, // 8: shardd.v1.ReplicaStatus.progress:type_name -> shardd.v1.FollowerProgress
 	20, // 9: shardd.v1.HealthResponse.checks:type_name -> shardd.v1.HealthCheck
 	24, // 10: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
-	27, // 11: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
-	0,  // 12: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
-	2,  // 13: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
-	4,  // 14: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
-	6,  // 15: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
-	9,  // 16: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
-	13, // 17: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
-	17, // 18: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
-	19, // 19: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
-	22, // 20: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
-	1,  // 21: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
-	3,  // 22: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
-	5,  // 23: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
-	7,  // 24: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
-	10, // 25: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
-	14, // 26: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
-	18, // 27: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
-	21, // 28: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
-	23, // 29: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	45, // 11: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
+	25, // 12: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
+	26, // 13: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
+	25, // 14: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
+	27, // 15: shardd.v1.StartJobResponse.job:type_name -> shardd.v1.Job
+	27, // 16: shardd.v1.ListJobsResponse.jobs:type_name -> shardd.v1.Job
+	27, // 17: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
+	27, // 18: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
+	42, // 19: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
+	0,  // 20: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
+	2,  // 21: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
+	4,  // 22: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
+	6,  // 23: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
+	9,  // 24: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
+	13, // 25: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
+	17, // 26: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
+	19, // 27: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
+	28, // 28: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
+	30, // 29: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
+	32, // 30: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
+	34, // 31: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
+	36, // 32: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
+	38, // 33: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
+	40, // 34: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
+	22, // 35: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
+	1,  // 36: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
+	3,  // 37: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
+	5,  // 38: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
+	7,  // 39: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
+	10, // 40: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
+	14, // 41: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
+	18, // 42: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
+	21, // 43: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
+	29, // 44: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
+	31, // 45: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
+	33, // 46: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
+	35, // 47: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
+	37, // 48: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
+	39, // 49: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
+	41, // 50: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
+	23, // 51: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
+	36, // [36:52] is the sub-list for method output_type
+	20, // [20:36] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_admin_proto_init() }
@@ -2009,7 +3313,7 @@ func file_shardd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_admin_proto_rawDesc), len(file_shardd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -21,6 +21,615 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type StreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*StreamRequest_Reserve
+	//	*StreamRequest_Part
+	//	*StreamRequest_Finish
+	Frame         isStreamRequest_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamRequest) Reset() {
+	*x = StreamRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamRequest) ProtoMessage() {}
+
+func (x *StreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamRequest.ProtoReflect.Descriptor instead.
+func (*StreamRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *StreamRequest) GetFrame() isStreamRequest_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *StreamRequest) GetReserve() *SnapshotReserve {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamRequest_Reserve); ok {
+			return x.Reserve
+		}
+	}
+	return nil
+}
+
+func (x *StreamRequest) GetPart() *SnapshotPart {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamRequest_Part); ok {
+			return x.Part
+		}
+	}
+	return nil
+}
+
+func (x *StreamRequest) GetFinish() *SnapshotFinish {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamRequest_Finish); ok {
+			return x.Finish
+		}
+	}
+	return nil
+}
+
+type isStreamRequest_Frame interface {
+	isStreamRequest_Frame()
+}
+
+type StreamRequest_Reserve struct {
+	Reserve *SnapshotReserve `protobuf:"bytes,1,opt,name=reserve,proto3,oneof"`
+}
+
+type StreamRequest_Part struct {
+	Part *SnapshotPart `protobuf:"bytes,2,opt,name=part,proto3,oneof"`
+}
+
+type StreamRequest_Finish struct {
+	Finish *SnapshotFinish `protobuf:"bytes,3,opt,name=finish,proto3,oneof"`
+}
+
+func (*StreamRequest_Reserve) isStreamRequest_Frame() {}
+
+func (*StreamRequest_Part) isStreamRequest_Frame() {}
+
+func (*StreamRequest_Finish) isStreamRequest_Frame() {}
+
+// SnapshotReserve comes first. With the id of a stream that broke, it resumes.
+type SnapshotReserve struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Random, chosen by the sender.
+	SnapshotId []byte `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// Fixed layout of engine.SnapshotMeta.
+	Meta []byte `protobuf:"bytes,3,opt,name=meta,proto3" json:"meta,omitempty"`
+	// recovery or rebalance.
+	Priority      string `protobuf:"bytes,4,opt,name=priority,proto3" json:"priority,omitempty"`
+	TotalBytes    uint64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotReserve) Reset() {
+	*x = SnapshotReserve{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotReserve) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotReserve) ProtoMessage() {}
+
+func (x *SnapshotReserve) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotReserve.ProtoReflect.Descriptor instead.
+func (*SnapshotReserve) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SnapshotReserve) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *SnapshotReserve) GetSnapshotId() []byte {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return nil
+}
+
+func (x *SnapshotReserve) GetMeta() []byte {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *SnapshotReserve) GetPriority() string {
+	if x != nil {
+		return x.Priority
+	}
+	return ""
+}
+
+func (x *SnapshotReserve) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+// SnapshotPart is a piece of one chunk; a chunk is one SST.
+type SnapshotPart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Chunk uint32                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Fixed layout of the chunk's description, in its first part only.
+	Header        []byte `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Last          bool   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotPart) Reset() {
+	*x = SnapshotPart{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotPart) ProtoMessage() {}
+
+func (x *SnapshotPart) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotPart.ProtoReflect.Descriptor instead.
+func (*SnapshotPart) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SnapshotPart) GetChunk() uint32 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *SnapshotPart) GetHeader() []byte {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *SnapshotPart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *SnapshotPart) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type SnapshotFinish struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        uint32                 `protobuf:"varint,1,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotFinish) Reset() {
+	*x = SnapshotFinish{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotFinish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotFinish) ProtoMessage() {}
+
+func (x *SnapshotFinish) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotFinish.ProtoReflect.Descriptor instead.
+func (*SnapshotFinish) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SnapshotFinish) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *SnapshotFinish) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type StreamResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*StreamResponse_Granted
+	//	*StreamResponse_Declined
+	//	*StreamResponse_Staged
+	//	*StreamResponse_Installed
+	Frame         isStreamResponse_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamResponse) Reset() {
+	*x = StreamResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamResponse) ProtoMessage() {}
+
+func (x *StreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamResponse.ProtoReflect.Descriptor instead.
+func (*StreamResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *StreamResponse) GetFrame() isStreamResponse_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *StreamResponse) GetGranted() *SnapshotGranted {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamResponse_Granted); ok {
+			return x.Granted
+		}
+	}
+	return nil
+}
+
+func (x *StreamResponse) GetDeclined() *SnapshotDeclined {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamResponse_Declined); ok {
+			return x.Declined
+		}
+	}
+	return nil
+}
+
+func (x *StreamResponse) GetStaged() *SnapshotStaged {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamResponse_Staged); ok {
+			return x.Staged
+		}
+	}
+	return nil
+}
+
+func (x *StreamResponse) GetInstalled() *SnapshotInstalled {
+	if x != nil {
+		if x, ok := x.Frame.(*StreamResponse_Installed); ok {
+			return x.Installed
+		}
+	}
+	return nil
+}
+
+type isStreamResponse_Frame interface {
+	isStreamResponse_Frame()
+}
+
+type StreamResponse_Granted struct {
+	Granted *SnapshotGranted `protobuf:"bytes,1,opt,name=granted,proto3,oneof"`
+}
+
+type StreamResponse_Declined struct {
+	Declined *SnapshotDeclined `protobuf:"bytes,2,opt,name=declined,proto3,oneof"`
+}
+
+type StreamResponse_Staged struct {
+	Staged *SnapshotStaged `protobuf:"bytes,3,opt,name=staged,proto3,oneof"`
+}
+
+type StreamResponse_Installed struct {
+	Installed *SnapshotInstalled `protobuf:"bytes,4,opt,name=installed,proto3,oneof"`
+}
+
+func (*StreamResponse_Granted) isStreamResponse_Frame() {}
+
+func (*StreamResponse_Declined) isStreamResponse_Frame() {}
+
+func (*StreamResponse_Staged) isStreamResponse_Frame() {}
+
+func (*StreamResponse_Installed) isStreamResponse_Frame() {}
+
+// SnapshotGranted lets the sender start, or go on behind what is staged already.
+type SnapshotGranted struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Chunks uint32                 `protobuf:"varint,1,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	// Where the next chunk starts, empty for the first.
+	Resume        []byte `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotGranted) Reset() {
+	*x = SnapshotGranted{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotGranted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotGranted) ProtoMessage() {}
+
+func (x *SnapshotGranted) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotGranted.ProtoReflect.Descriptor instead.
+func (*SnapshotGranted) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SnapshotGranted) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *SnapshotGranted) GetResume() []byte {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+type SnapshotDeclined struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When to ask again; 0: do not.
+	WaitMs        uint64 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotDeclined) Reset() {
+	*x = SnapshotDeclined{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotDeclined) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotDeclined) ProtoMessage() {}
+
+func (x *SnapshotDeclined) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotDeclined.ProtoReflect.Descriptor instead.
+func (*SnapshotDeclined) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SnapshotDeclined) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SnapshotDeclined) GetWaitMs() uint64 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+type SnapshotStaged struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        uint32                 `protobuf:"varint,1,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotStaged) Reset() {
+	*x = SnapshotStaged{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotStaged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotStaged) ProtoMessage() {}
+
+func (x *SnapshotStaged) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotStaged.ProtoReflect.Descriptor instead.
+func (*SnapshotStaged) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SnapshotStaged) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *SnapshotStaged) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type SnapshotInstalled struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotInstalled) Reset() {
+	*x = SnapshotInstalled{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotInstalled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotInstalled) ProtoMessage() {}
+
+func (x *SnapshotInstalled) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotInstalled.ProtoReflect.Descriptor instead.
+func (*SnapshotInstalled) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{8}
+}
+
 type KeyValue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -31,7 +640,7 @@ type KeyValue struct {
 
 func (x *KeyValue) Reset() {
 	*x = KeyValue{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[0]
+	mi := &file_shardd_v1_internal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +652,7 @@ func (x *KeyValue) String() string {
 func (*KeyValue) ProtoMessage() {}
 
 func (x *KeyValue) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[0]
+	mi := &file_shardd_v1_internal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +665,7 @@ func (x *KeyValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyValue.ProtoReflect.Descriptor instead.
 func (*KeyValue) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{0}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KeyValue) GetKey() []byte {
@@ -88,7 +697,7 @@ type AdoptRequest struct {
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[1]
+	mi := &file_shardd_v1_internal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -100,7 +709,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[1]
+	mi := &file_shardd_v1_internal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -113,7 +722,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{1}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdoptRequest) GetClusterId() []byte {
@@ -160,7 +769,7 @@ type AdoptResponse struct {
 
 func (x *AdoptResponse) Reset() {
 	*x = AdoptResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[2]
+	mi := &file_shardd_v1_internal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -172,7 +781,7 @@ func (x *AdoptResponse) String() string {
 func (*AdoptResponse) ProtoMessage() {}
 
 func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[2]
+	mi := &file_shardd_v1_internal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -185,7 +794,7 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{2}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AdoptResponse) GetIncarnation() uint64 {
@@ -205,7 +814,7 @@ type CreateReplicasRequest struct {
 
 func (x *CreateReplicasRequest) Reset() {
 	*x = CreateReplicasRequest{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[3]
+	mi := &file_shardd_v1_internal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +826,7 @@ func (x *CreateReplicasRequest) String() string {
 func (*CreateReplicasRequest) ProtoMessage() {}
 
 func (x *CreateReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[3]
+	mi := &file_shardd_v1_internal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +839,7 @@ func (x *CreateReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplicasRequest.ProtoReflect.Descriptor instead.
 func (*CreateReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{3}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateReplicasRequest) GetClusterId() []byte {
@@ -255,7 +864,7 @@ type CreateReplicasResponse struct {
 
 func (x *CreateReplicasResponse) Reset() {
 	*x = CreateReplicasResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[4]
+	mi := &file_shardd_v1_internal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -267,7 +876,7 @@ func (x *CreateReplicasResponse) String() string {
 func (*CreateReplicasResponse) ProtoMessage() {}
 
 func (x *CreateReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[4]
+	mi := &file_shardd_v1_internal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -280,7 +889,7 @@ func (x *CreateReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplicasResponse.ProtoReflect.Descriptor instead.
 func (*CreateReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{4}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{13}
 }
 
 type JoinRequest struct {
@@ -297,7 +906,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[5]
+	mi := &file_shardd_v1_internal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +918,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[5]
+	mi := &file_shardd_v1_internal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +931,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{5}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JoinRequest) GetAddress() string {
@@ -372,7 +981,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[6]
+	mi := &file_shardd_v1_internal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +993,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[6]
+	mi := &file_shardd_v1_internal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +1006,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{6}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JoinResponse) GetClusterId() []byte {
@@ -444,13 +1053,18 @@ type ReportRequest struct {
 	Replicas      []*ReplicaReport `protobuf:"bytes,11,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	ReplicaCount  uint32           `protobuf:"varint,12,opt,name=replica_count,json=replicaCount,proto3" json:"replica_count,omitempty"`
 	LeaderCount   uint32           `protobuf:"varint,13,opt,name=leader_count,json=leaderCount,proto3" json:"leader_count,omitempty"`
+	DiskFreeBytes uint64           `protobuf:"varint,14,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
+	// ok, low or critical.
+	DiskLevel string `protobuf:"bytes,15,opt,name=disk_level,json=diskLevel,proto3" json:"disk_level,omitempty"`
+	// The node's failed check, empty if all pass.
+	Unhealthy     string `protobuf:"bytes,16,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[7]
+	mi := &file_shardd_v1_internal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +1076,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[7]
+	mi := &file_shardd_v1_internal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +1089,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{7}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportRequest) GetClusterId() []byte {
@@ -569,6 +1183,27 @@ func (x *ReportRequest) GetLeaderCount() uint32 {
 	return 0
 }
 
+func (x *ReportRequest) GetDiskFreeBytes() uint64 {
+	if x != nil {
+		return x.DiskFreeBytes
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetDiskLevel() string {
+	if x != nil {
+		return x.DiskLevel
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetUnhealthy() string {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return ""
+}
+
 type ReplicaReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
@@ -582,7 +1217,7 @@ type ReplicaReport struct {
 
 func (x *ReplicaReport) Reset() {
 	*x = ReplicaReport{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[8]
+	mi := &file_shardd_v1_internal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +1229,7 @@ func (x *ReplicaReport) String() string {
 func (*ReplicaReport) ProtoMessage() {}
 
 func (x *ReplicaReport) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[8]
+	mi := &file_shardd_v1_internal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +1242,7 @@ func (x *ReplicaReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaReport.ProtoReflect.Descriptor instead.
 func (*ReplicaReport) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{8}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReplicaReport) GetDescriptor_() []byte {
@@ -651,15 +1286,19 @@ type ReportResponse struct {
 	// The receiver has no earlier report of this store: send a full one.
 	WantFull bool `protobuf:"varint,2,opt,name=want_full,json=wantFull,proto3" json:"want_full,omitempty"`
 	// Set if the receiver does not lead the meta shard; node id of the leader or 0.
-	NotLeader     bool   `protobuf:"varint,3,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
-	Leader        uint64 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	NotLeader bool   `protobuf:"varint,3,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader    uint64 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// The meta shard's descriptor as the receiver has applied it, so that every node can find its members.
+	MetaDescriptor []byte `protobuf:"bytes,5,opt,name=meta_descriptor,json=metaDescriptor,proto3" json:"meta_descriptor,omitempty"`
+	// What a drain keeps off the reporting node: none, leaders or replicas.
+	Draining      string `protobuf:"bytes,6,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[9]
+	mi := &file_shardd_v1_internal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +1310,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[9]
+	mi := &file_shardd_v1_internal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +1323,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{9}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportResponse) GetAddresses() map[uint64]string {
@@ -715,6 +1354,20 @@ func (x *ReportResponse) GetLeader() uint64 {
 	return 0
 }
 
+func (x *ReportResponse) GetMetaDescriptor() []byte {
+	if x != nil {
+		return x.MetaDescriptor
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetDraining() string {
+	if x != nil {
+		return x.Draining
+	}
+	return ""
+}
+
 type ReplicaRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -725,7 +1378,7 @@ type ReplicaRequest struct {
 
 func (x *ReplicaRequest) Reset() {
 	*x = ReplicaRequest{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[10]
+	mi := &file_shardd_v1_internal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +1390,7 @@ func (x *ReplicaRequest) String() string {
 func (*ReplicaRequest) ProtoMessage() {}
 
 func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[10]
+	mi := &file_shardd_v1_internal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +1403,7 @@ func (x *ReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaRequest.ProtoReflect.Descriptor instead.
 func (*ReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{10}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplicaRequest) GetClusterId() []byte {
@@ -768,15 +1421,19 @@ func (x *ReplicaRequest) GetShardId() uint64 {
 }
 
 type ReplicaResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        *ReplicaStatus         `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status *ReplicaStatus         `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// The applied descriptor, fixed layout of base.Descriptor; empty while the replica has none.
+	Descriptor_ []byte `protobuf:"bytes,2,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	// Set if the store has a mark but no replica: the fixed numbers of its mark.
+	MarkNextReplicaId uint64 `protobuf:"varint,3,opt,name=mark_next_replica_id,json=markNextReplicaId,proto3" json:"mark_next_replica_id,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ReplicaResponse) Reset() {
 	*x = ReplicaResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[11]
+	mi := &file_shardd_v1_internal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +1445,7 @@ func (x *ReplicaResponse) String() string {
 func (*ReplicaResponse) ProtoMessage() {}
 
 func (x *ReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[11]
+	mi := &file_shardd_v1_internal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +1458,7 @@ func (x *ReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{11}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReplicaResponse) GetStatus() *ReplicaStatus {
@@ -809,6 +1466,20 @@ func (x *ReplicaResponse) GetStatus() *ReplicaStatus {
 		return x.Status
 	}
 	return nil
+}
+
+func (x *ReplicaResponse) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+func (x *ReplicaResponse) GetMarkNextReplicaId() uint64 {
+	if x != nil {
+		return x.MarkNextReplicaId
+	}
+	return 0
 }
 
 type TransferRequest struct {
@@ -822,7 +1493,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[12]
+	mi := &file_shardd_v1_internal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1505,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[12]
+	mi := &file_shardd_v1_internal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1518,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{12}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TransferRequest) GetClusterId() []byte {
@@ -882,7 +1553,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[13]
+	mi := &file_shardd_v1_internal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1565,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[13]
+	mi := &file_shardd_v1_internal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1578,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{13}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TransferResponse) GetTerm() uint64 {
@@ -924,11 +1595,666 @@ func (x *TransferResponse) GetLeader() uint64 {
 	return 0
 }
 
+type ReplicaChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// add-learner, promote, demote or remove.
+	Op     string `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	NodeId uint64 `protobuf:"varint,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// 0: whichever replica is on the node.
+	ReplicaId     uint64 `protobuf:"varint,3,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaChange) Reset() {
+	*x = ReplicaChange{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaChange) ProtoMessage() {}
+
+func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaChange.ProtoReflect.Descriptor instead.
+func (*ReplicaChange) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReplicaChange) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
+func (x *ReplicaChange) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *ReplicaChange) GetReplicaId() uint64 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+type ChangeReplicasRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId   uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	// The change is refused unless the shard's ConfVer is this; 0: whatever it is.
+	ConfVer       uint64           `protobuf:"varint,3,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Changes       []*ReplicaChange `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReplicasRequest) Reset() {
+	*x = ChangeReplicasRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReplicasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReplicasRequest) ProtoMessage() {}
+
+func (x *ChangeReplicasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReplicasRequest.ProtoReflect.Descriptor instead.
+func (*ChangeReplicasRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ChangeReplicasRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *ChangeReplicasRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *ChangeReplicasRequest) GetConfVer() uint64 {
+	if x != nil {
+		return x.ConfVer
+	}
+	return 0
+}
+
+func (x *ChangeReplicasRequest) GetChanges() []*ReplicaChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type ChangeReplicasResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The descriptor after the change; a joint change may still be on its way out of Joint.
+	Descriptor_ []byte `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	// Set if the receiver does not lead the shard: node id of the leader, or not_leader alone if it is unknown.
+	NotLeader     bool   `protobuf:"varint,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReplicasResponse) Reset() {
+	*x = ChangeReplicasResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReplicasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReplicasResponse) ProtoMessage() {}
+
+func (x *ChangeReplicasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReplicasResponse.ProtoReflect.Descriptor instead.
+func (*ChangeReplicasResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ChangeReplicasResponse) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+func (x *ChangeReplicasResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *ChangeReplicasResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type VerifyRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId      []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId        uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	BytesPerSecond uint64                 `protobuf:"varint,3,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *VerifyRequest) Reset() {
+	*x = VerifyRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyRequest) ProtoMessage() {}
+
+func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
+func (*VerifyRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *VerifyRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *VerifyRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *VerifyRequest) GetBytesPerSecond() uint64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+type VerifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the checksum; every replica computes it when it applies the entry.
+	VerifyId      uint64 `protobuf:"varint,1,opt,name=verify_id,json=verifyId,proto3" json:"verify_id,omitempty"`
+	Index         uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	NotLeader     bool   `protobuf:"varint,3,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyResponse) Reset() {
+	*x = VerifyResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyResponse) ProtoMessage() {}
+
+func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
+func (*VerifyResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *VerifyResponse) GetVerifyId() uint64 {
+	if x != nil {
+		return x.VerifyId
+	}
+	return 0
+}
+
+func (x *VerifyResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *VerifyResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *VerifyResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type ChecksumRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId       uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	VerifyId      uint64                 `protobuf:"varint,3,opt,name=verify_id,json=verifyId,proto3" json:"verify_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChecksumRequest) Reset() {
+	*x = ChecksumRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChecksumRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChecksumRequest) ProtoMessage() {}
+
+func (x *ChecksumRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChecksumRequest.ProtoReflect.Descriptor instead.
+func (*ChecksumRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ChecksumRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *ChecksumRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *ChecksumRequest) GetVerifyId() uint64 {
+	if x != nil {
+		return x.VerifyId
+	}
+	return 0
+}
+
+type ChecksumResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// waiting, running, done, failed or unknown.
+	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Index uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Rows  uint64 `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
+	Bytes uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// One sum per span of at most some thousand rows, in key order: enough to find the first span that differs.
+	Spans         []*SpanSum `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChecksumResponse) Reset() {
+	*x = ChecksumResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChecksumResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChecksumResponse) ProtoMessage() {}
+
+func (x *ChecksumResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChecksumResponse.ProtoReflect.Descriptor instead.
+func (*ChecksumResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ChecksumResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ChecksumResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ChecksumResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ChecksumResponse) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *ChecksumResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ChecksumResponse) GetSpans() []*SpanSum {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+type SpanSum struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Last key of the span.
+	Last          []byte `protobuf:"bytes,1,opt,name=last,proto3" json:"last,omitempty"`
+	Rows          uint64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Sum           uint64 `protobuf:"fixed64,3,opt,name=sum,proto3" json:"sum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SpanSum) Reset() {
+	*x = SpanSum{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SpanSum) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SpanSum) ProtoMessage() {}
+
+func (x *SpanSum) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SpanSum.ProtoReflect.Descriptor instead.
+func (*SpanSum) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SpanSum) GetLast() []byte {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *SpanSum) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *SpanSum) GetSum() uint64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
+type SnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotsRequest) Reset() {
+	*x = SnapshotsRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotsRequest) ProtoMessage() {}
+
+func (x *SnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*SnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SnapshotsRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+type SnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*SnapshotProgress    `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotsResponse) Reset() {
+	*x = SnapshotsResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotsResponse) ProtoMessage() {}
+
+func (x *SnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*SnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SnapshotsResponse) GetSnapshots() []*SnapshotProgress {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
 var File_shardd_v1_internal_proto protoreflect.FileDescriptor
 
 const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
-	"\x18shardd/v1/internal.proto\x12\tshardd.v1\x1a\x15shardd/v1/admin.proto\"2\n" +
+	"\x18shardd/v1/internal.proto\x12\tshardd.v1\x1a\x15shardd/v1/admin.proto\"\xb4\x01\n" +
+	"\rStreamRequest\x126\n" +
+	"\areserve\x18\x01 \x01(\v2\x1a.shardd.v1.SnapshotReserveH\x00R\areserve\x12-\n" +
+	"\x04part\x18\x02 \x01(\v2\x17.shardd.v1.SnapshotPartH\x00R\x04part\x123\n" +
+	"\x06finish\x18\x03 \x01(\v2\x19.shardd.v1.SnapshotFinishH\x00R\x06finishB\a\n" +
+	"\x05frame\"\xa2\x01\n" +
+	"\x0fSnapshotReserve\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x1f\n" +
+	"\vsnapshot_id\x18\x02 \x01(\fR\n" +
+	"snapshotId\x12\x12\n" +
+	"\x04meta\x18\x03 \x01(\fR\x04meta\x12\x1a\n" +
+	"\bpriority\x18\x04 \x01(\tR\bpriority\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x04R\n" +
+	"totalBytes\"d\n" +
+	"\fSnapshotPart\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\rR\x05chunk\x12\x16\n" +
+	"\x06header\x18\x02 \x01(\fR\x06header\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\">\n" +
+	"\x0eSnapshotFinish\x12\x16\n" +
+	"\x06chunks\x18\x01 \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xff\x01\n" +
+	"\x0eStreamResponse\x126\n" +
+	"\agranted\x18\x01 \x01(\v2\x1a.shardd.v1.SnapshotGrantedH\x00R\agranted\x129\n" +
+	"\bdeclined\x18\x02 \x01(\v2\x1b.shardd.v1.SnapshotDeclinedH\x00R\bdeclined\x123\n" +
+	"\x06staged\x18\x03 \x01(\v2\x19.shardd.v1.SnapshotStagedH\x00R\x06staged\x12<\n" +
+	"\tinstalled\x18\x04 \x01(\v2\x1c.shardd.v1.SnapshotInstalledH\x00R\tinstalledB\a\n" +
+	"\x05frame\"A\n" +
+	"\x0fSnapshotGranted\x12\x16\n" +
+	"\x06chunks\x18\x01 \x01(\rR\x06chunks\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\fR\x06resume\"C\n" +
+	"\x10SnapshotDeclined\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x17\n" +
+	"\await_ms\x18\x02 \x01(\x04R\x06waitMs\">\n" +
+	"\x0eSnapshotStaged\x12\x16\n" +
+	"\x06chunks\x18\x01 \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\x13\n" +
+	"\x11SnapshotInstalled\"2\n" +
 	"\bKeyValue\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\"\xa5\x02\n" +
@@ -966,7 +2292,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\v2&.shardd.v1.JoinResponse.AddressesEntryR\taddresses\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8e\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\x04\n" +
 	"\rReportRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -983,7 +2309,11 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	" \x01(\bR\x04full\x124\n" +
 	"\breplicas\x18\v \x03(\v2\x18.shardd.v1.ReplicaReportR\breplicas\x12#\n" +
 	"\rreplica_count\x18\f \x01(\rR\freplicaCount\x12!\n" +
-	"\fleader_count\x18\r \x01(\rR\vleaderCount\x1a9\n" +
+	"\fleader_count\x18\r \x01(\rR\vleaderCount\x12&\n" +
+	"\x0fdisk_free_bytes\x18\x0e \x01(\x04R\rdiskFreeBytes\x12\x1d\n" +
+	"\n" +
+	"disk_level\x18\x0f \x01(\tR\tdiskLevel\x12\x1c\n" +
+	"\tunhealthy\x18\x10 \x01(\tR\tunhealthy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x01\n" +
@@ -994,22 +2324,28 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x05leads\x18\x02 \x01(\bR\x05leads\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x1b\n" +
 	"\tput_bytes\x18\x04 \x01(\x04R\bputBytes\x12\x18\n" +
-	"\afaulted\x18\x05 \x01(\tR\afaulted\"\xea\x01\n" +
+	"\afaulted\x18\x05 \x01(\tR\afaulted\"\xaf\x02\n" +
 	"\x0eReportResponse\x12F\n" +
 	"\taddresses\x18\x01 \x03(\v2(.shardd.v1.ReportResponse.AddressesEntryR\taddresses\x12\x1b\n" +
 	"\twant_full\x18\x02 \x01(\bR\bwantFull\x12\x1d\n" +
 	"\n" +
 	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
-	"\x06leader\x18\x04 \x01(\x04R\x06leader\x1a<\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\x12'\n" +
+	"\x0fmeta_descriptor\x18\x05 \x01(\fR\x0emetaDescriptor\x12\x1a\n" +
+	"\bdraining\x18\x06 \x01(\tR\bdraining\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
 	"\x0eReplicaRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
-	"\bshard_id\x18\x02 \x01(\x04R\ashardId\"C\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\"\x94\x01\n" +
 	"\x0fReplicaResponse\x120\n" +
-	"\x06status\x18\x01 \x01(\v2\x18.shardd.v1.ReplicaStatusR\x06status\"d\n" +
+	"\x06status\x18\x01 \x01(\v2\x18.shardd.v1.ReplicaStatusR\x06status\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x02 \x01(\fR\n" +
+	"descriptor\x12/\n" +
+	"\x14mark_next_replica_id\x18\x03 \x01(\x04R\x11markNextReplicaId\"d\n" +
 	"\x0fTransferRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
@@ -1017,14 +2353,70 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\ato_node\x18\x03 \x01(\x04R\x06toNode\">\n" +
 	"\x10TransferResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\x04R\x06leader2\xa3\x03\n" +
+	"\x06leader\x18\x02 \x01(\x04R\x06leader\"W\n" +
+	"\rReplicaChange\x12\x0e\n" +
+	"\x02op\x18\x01 \x01(\tR\x02op\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\x04R\x06nodeId\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x03 \x01(\x04R\treplicaId\"\xa0\x01\n" +
+	"\x15ChangeReplicasRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bconf_ver\x18\x03 \x01(\x04R\aconfVer\x122\n" +
+	"\achanges\x18\x04 \x03(\v2\x18.shardd.v1.ReplicaChangeR\achanges\"o\n" +
+	"\x16ChangeReplicasResponse\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x01 \x01(\fR\n" +
+	"descriptor\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x02 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\x04R\x06leader\"s\n" +
+	"\rVerifyRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12(\n" +
+	"\x10bytes_per_second\x18\x03 \x01(\x04R\x0ebytesPerSecond\"z\n" +
+	"\x0eVerifyResponse\x12\x1b\n" +
+	"\tverify_id\x18\x01 \x01(\x04R\bverifyId\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\"h\n" +
+	"\x0fChecksumRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x1b\n" +
+	"\tverify_id\x18\x03 \x01(\x04R\bverifyId\"\xa8\x01\n" +
+	"\x10ChecksumResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04rows\x18\x04 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12(\n" +
+	"\x05spans\x18\x06 \x03(\v2\x12.shardd.v1.SpanSumR\x05spans\"C\n" +
+	"\aSpanSum\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\fR\x04last\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x10\n" +
+	"\x03sum\x18\x03 \x01(\x06R\x03sum\"1\n" +
+	"\x10SnapshotsRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\"N\n" +
+	"\x11SnapshotsResponse\x129\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots2\xc6\x05\n" +
 	"\x0fInternalService\x12:\n" +
 	"\x05Adopt\x12\x17.shardd.v1.AdoptRequest\x1a\x18.shardd.v1.AdoptResponse\x12U\n" +
 	"\x0eCreateReplicas\x12 .shardd.v1.CreateReplicasRequest\x1a!.shardd.v1.CreateReplicasResponse\x127\n" +
 	"\x04Join\x12\x16.shardd.v1.JoinRequest\x1a\x17.shardd.v1.JoinResponse\x12=\n" +
 	"\x06Report\x12\x18.shardd.v1.ReportRequest\x1a\x19.shardd.v1.ReportResponse\x12@\n" +
 	"\aReplica\x12\x19.shardd.v1.ReplicaRequest\x1a\x1a.shardd.v1.ReplicaResponse\x12C\n" +
-	"\bTransfer\x12\x1a.shardd.v1.TransferRequest\x1a\x1b.shardd.v1.TransferResponseB1Z/github.com/shardd/shardd/api/shardd/v1;sharddv1b\x06proto3"
+	"\bTransfer\x12\x1a.shardd.v1.TransferRequest\x1a\x1b.shardd.v1.TransferResponse\x12U\n" +
+	"\x0eChangeReplicas\x12 .shardd.v1.ChangeReplicasRequest\x1a!.shardd.v1.ChangeReplicasResponse\x12=\n" +
+	"\x06Verify\x12\x18.shardd.v1.VerifyRequest\x1a\x19.shardd.v1.VerifyResponse\x12C\n" +
+	"\bChecksum\x12\x1a.shardd.v1.ChecksumRequest\x1a\x1b.shardd.v1.ChecksumResponse\x12F\n" +
+	"\tSnapshots\x12\x1b.shardd.v1.SnapshotsRequest\x1a\x1c.shardd.v1.SnapshotsResponse2T\n" +
+	"\x0fSnapshotService\x12A\n" +
+	"\x06Stream\x12\x18.shardd.v1.StreamRequest\x1a\x19.shardd.v1.StreamResponse(\x010\x01B1Z/github.com/shardd/shardd/api/shardd/v1;sharddv1b\x06proto3"
 
 var (
 	file_shardd_v1_internal_proto_rawDescOnce sync.Once
@@ -1038,55 +2430,95 @@ func file_shardd_v1_internal_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_internal_proto_rawDescData
 }
 
-var file_shardd_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_shardd_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_shardd_v1_internal_proto_goTypes = []any{
-	(*KeyValue)(nil),               // 0: shardd.v1.KeyValue
-	(*AdoptRequest)(nil),           // 1: shardd.v1.AdoptRequest
-	(*AdoptResponse)(nil),          // 2: shardd.v1.AdoptResponse
-	(*CreateReplicasRequest)(nil),  // 3: shardd.v1.CreateReplicasRequest
-	(*CreateReplicasResponse)(nil), // 4: shardd.v1.CreateReplicasResponse
-	(*JoinRequest)(nil),            // 5: shardd.v1.JoinRequest
-	(*JoinResponse)(nil),           // 6: shardd.v1.JoinResponse
-	(*ReportRequest)(nil),          // 7: shardd.v1.ReportRequest
-	(*ReplicaReport)(nil),          // 8: shardd.v1.ReplicaReport
-	(*ReportResponse)(nil),         // 9: shardd.v1.ReportResponse
-	(*ReplicaRequest)(nil),         // 10: shardd.v1.ReplicaRequest
-	(*ReplicaResponse)(nil),        // 11: shardd.v1.ReplicaResponse
-	(*TransferRequest)(nil),        // 12: shardd.v1.TransferRequest
-	(*TransferResponse)(nil),       // 13: shardd.v1.TransferResponse
-	nil,                            // 14: shardd.v1.AdoptRequest.AddressesEntry
-	nil,                            // 15: shardd.v1.JoinRequest.LabelsEntry
-	nil,                            // 16: shardd.v1.JoinResponse.AddressesEntry
-	nil,                            // 17: shardd.v1.ReportRequest.LabelsEntry
-	nil,                            // 18: shardd.v1.ReportResponse.AddressesEntry
-	(*ReplicaStatus)(nil),          // 19: shardd.v1.ReplicaStatus
+	(*StreamRequest)(nil),          // 0: shardd.v1.StreamRequest
+	(*SnapshotReserve)(nil),        // 1: shardd.v1.SnapshotReserve
+	(*SnapshotPart)(nil),           // 2: shardd.v1.SnapshotPart
+	(*SnapshotFinish)(nil),         // 3: shardd.v1.SnapshotFinish
+	(*StreamResponse)(nil),         // 4: shardd.v1.StreamResponse
+	(*SnapshotGranted)(nil),        // 5: shardd.v1.SnapshotGranted
+	(*SnapshotDeclined)(nil),       // 6: shardd.v1.SnapshotDeclined
+	(*SnapshotStaged)(nil),         // 7: shardd.v1.SnapshotStaged
+	(*SnapshotInstalled)(nil),      // 8: shardd.v1.SnapshotInstalled
+	(*KeyValue)(nil),               // 9: shardd.v1.KeyValue
+	(*AdoptRequest)(nil),           // 10: shardd.v1.AdoptRequest
+	(*AdoptResponse)(nil),          // 11: shardd.v1.AdoptResponse
+	(*CreateReplicasRequest)(nil),  // 12: shardd.v1.CreateReplicasRequest
+	(*CreateReplicasResponse)(nil), // 13: shardd.v1.CreateReplicasResponse
+	(*JoinRequest)(nil),            // 14: shardd.v1.JoinRequest
+	(*JoinResponse)(nil),           // 15: shardd.v1.JoinResponse
+	(*ReportRequest)(nil),          // 16: shardd.v1.ReportRequest
+	(*ReplicaReport)(nil),          // 17: shardd.v1.ReplicaReport
+	(*ReportResponse)(nil),         // 18: shardd.v1.ReportResponse
+	(*ReplicaRequest)(nil),         // 19: shardd.v1.ReplicaRequest
+	(*ReplicaResponse)(nil),        // 20: shardd.v1.ReplicaResponse
+	(*TransferRequest)(nil),        // 21: shardd.v1.TransferRequest
+	(*TransferResponse)(nil),       // 22: shardd.v1.TransferResponse
+	(*ReplicaChange)(nil),          // 23: shardd.v1.ReplicaChange
+	(*ChangeReplicasRequest)(nil),  // 24: shardd.v1.ChangeReplicasRequest
+	(*ChangeReplicasResponse)(nil), // 25: shardd.v1.ChangeReplicasResponse
+	(*VerifyRequest)(nil),          // 26: shardd.v1.VerifyRequest
+	(*VerifyResponse)(nil),         // 27: shardd.v1.VerifyResponse
+	(*ChecksumRequest)(nil),        // 28: shardd.v1.ChecksumRequest
+	(*ChecksumResponse)(nil),       // 29: shardd.v1.ChecksumResponse
+	(*SpanSum)(nil),                // 30: shardd.v1.SpanSum
+	(*SnapshotsRequest)(nil),       // 31: shardd.v1.SnapshotsRequest
+	(*SnapshotsResponse)(nil),      // 32: shardd.v1.SnapshotsResponse
+	nil,                            // 33: shardd.v1.AdoptRequest.AddressesEntry
+	nil,                            // 34: shardd.v1.JoinRequest.LabelsEntry
+	nil,                            // 35: shardd.v1.JoinResponse.AddressesEntry
+	nil,                            // 36: shardd.v1.ReportRequest.LabelsEntry
+	nil,                            // 37: shardd.v1.ReportResponse.AddressesEntry
+	(*ReplicaStatus)(nil),          // 38: shardd.v1.ReplicaStatus
+	(*SnapshotProgress)(nil),       // 39: shardd.v1.SnapshotProgress
 }
 var file_shardd_v1_internal_proto_depIdxs = []int32{
-	0,  // 0: shardd.v1.AdoptRequest.meta_data:type_name -> shardd.v1.KeyValue
-	14, // 1: shardd.v1.AdoptRequest.addresses:type_name -> shardd.v1.AdoptRequest.AddressesEntry
-	15, // 2: shardd.v1.JoinRequest.labels:type_name -> shardd.v1.JoinRequest.LabelsEntry
-	16, // 3: shardd.v1.JoinResponse.addresses:type_name -> shardd.v1.JoinResponse.AddressesEntry
-	17, // 4: shardd.v1.ReportRequest.labels:type_name -> shardd.v1.ReportRequest.LabelsEntry
-	8,  // 5: shardd.v1.ReportRequest.replicas:type_name -> shardd.v1.ReplicaReport
-	18, // 6: shardd.v1.ReportResponse.addresses:type_name -> shardd.v1.ReportResponse.AddressesEntry
-	19, // 7: shardd.v1.ReplicaResponse.status:type_name -> shardd.v1.ReplicaStatus
-	1,  // 8: shardd.v1.InternalService.Adopt:input_type -> shardd.v1.AdoptRequest
-	3,  // 9: shardd.v1.InternalService.CreateReplicas:input_type -> shardd.v1.CreateReplicasRequest
-	5,  // 10: shardd.v1.InternalService.Join:input_type -> shardd.v1.JoinRequest
-	7,  // 11: shardd.v1.InternalService.Report:input_type -> shardd.v1.ReportRequest
-	10, // 12: shardd.v1.InternalService.Replica:input_type -> shardd.v1.ReplicaRequest
-	12, // 13: shardd.v1.InternalService.Transfer:input_type -> shardd.v1.TransferRequest
-	2,  // 14: shardd.v1.InternalService.Adopt:output_type -> shardd.v1.AdoptResponse
-	4,  // 15: shardd.v1.InternalService.CreateReplicas:output_type -> shardd.v1.CreateReplicasResponse
-	6,  // 16: shardd.v1.InternalService.Join:output_type -> shardd.v1.JoinResponse
-	9,  // 17: shardd.v1.InternalService.Report:output_type -> shardd.v1.ReportResponse
-	11, // 18: shardd.v1.InternalService.Replica:output_type -> shardd.v1.ReplicaResponse
-	13, // 19: shardd.v1.InternalService.Transfer:output_type -> shardd.v1.TransferResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	1,  // 0: shardd.v1.StreamRequest.reserve:type_name -> shardd.v1.SnapshotReserve
+	2,  // 1: shardd.v1.StreamRequest.part:type_name -> shardd.v1.SnapshotPart
+	3,  // 2: shardd.v1.StreamRequest.finish:type_name -> shardd.v1.SnapshotFinish
+	5,  // 3: shardd.v1.StreamResponse.granted:type_name -> shardd.v1.SnapshotGranted
+	6,  // 4: shardd.v1.StreamResponse.declined:type_name -> shardd.v1.SnapshotDeclined
+	7,  // 5: shardd.v1.StreamResponse.staged:type_name -> shardd.v1.SnapshotStaged
+	8,  // 6: shardd.v1.StreamResponse.installed:type_name -> shardd.v1.SnapshotInstalled
+	9,  // 7: shardd.v1.AdoptRequest.meta_data:type_name -> shardd.v1.KeyValue
+	33, // 8: shardd.v1.AdoptRequest.addresses:type_name -> shardd.v1.AdoptRequest.AddressesEntry
+	34, // 9: shardd.v1.JoinRequest.labels:type_name -> shardd.v1.JoinRequest.LabelsEntry
+	35, // 10: shardd.v1.JoinResponse.addresses:type_name -> shardd.v1.JoinResponse.AddressesEntry
+	36, // 11: shardd.v1.ReportRequest.labels:type_name -> shardd.v1.ReportRequest.LabelsEntry
+	17, // 12: shardd.v1.ReportRequest.replicas:type_name -> shardd.v1.ReplicaReport
+	37, // 13: shardd.v1.ReportResponse.addresses:type_name -> shardd.v1.ReportResponse.AddressesEntry
+	38, // 14: shardd.v1.ReplicaResponse.status:type_name -> shardd.v1.ReplicaStatus
+	23, // 15: shardd.v1.ChangeReplicasRequest.changes:type_name -> shardd.v1.ReplicaChange
+	30, // 16: shardd.v1.ChecksumResponse.spans:type_name -> shardd.v1.SpanSum
+	39, // 17: shardd.v1.SnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
+	10, // 18: shardd.v1.InternalService.Adopt:input_type -> shardd.v1.AdoptRequest
+	12, // 19: shardd.v1.InternalService.CreateReplicas:input_type -> shardd.v1.CreateReplicasRequest
+	14, // 20: shardd.v1.InternalService.Join:input_type -> shardd.v1.JoinRequest
+	16, // 21: shardd.v1.InternalService.Report:input_type -> shardd.v1.ReportRequest
+	19, // 22: shardd.v1.InternalService.Replica:input_type -> shardd.v1.ReplicaRequest
+	21, // 23: shardd.v1.InternalService.Transfer:input_type -> shardd.v1.TransferRequest
+	24, // 24: shardd.v1.InternalService.ChangeReplicas:input_type -> shardd.v1.ChangeReplicasRequest
+	26, // 25: shardd.v1.InternalService.Verify:input_type -> shardd.v1.VerifyRequest
+	28, // 26: shardd.v1.InternalService.Checksum:input_type -> shardd.v1.ChecksumRequest
+	31, // 27: shardd.v1.InternalService.Snapshots:input_type -> shardd.v1.SnapshotsRequest
+	0,  // 28: shardd.v1.SnapshotService.Stream:input_type -> shardd.v1.StreamRequest
+	11, // 29: shardd.v1.InternalService.Adopt:output_type -> shardd.v1.AdoptResponse
+	13, // 30: shardd.v1.InternalService.CreateReplicas:output_type -> shardd.v1.CreateReplicasResponse
+	15, // 31: shardd.v1.InternalService.Join:output_type -> shardd.v1.JoinResponse
+	18, // 32: shardd.v1.InternalService.Report:output_type -> shardd.v1.ReportResponse
+	20, // 33: shardd.v1.InternalService.Replica:output_type -> shardd.v1.ReplicaResponse
+	22, // 34: shardd.v1.InternalService.Transfer:output_type -> shardd.v1.TransferResponse
+	25, // 35: shardd.v1.InternalService.ChangeReplicas:output_type -> shardd.v1.ChangeReplicasResponse
+	27, // 36: shardd.v1.InternalService.Verify:output_type -> shardd.v1.VerifyResponse
+	29, // 37: shardd.v1.InternalService.Checksum:output_type -> shardd.v1.ChecksumResponse
+	32, // 38: shardd.v1.InternalService.Snapshots:output_type -> shardd.v1.SnapshotsResponse
+	4,  // 39: shardd.v1.SnapshotService.Stream:output_type -> shardd.v1.StreamResponse
+	29, // [29:40] is the sub-list for method output_type
+	18, // [18:29] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_internal_proto_init() }
@@ -1095,15 +2527,26 @@ func file_shardd_v1_internal_proto_init() {
 		return
 	}
 	file_shardd_v1_admin_proto_init()
+	file_shardd_v1_internal_proto_msgTypes[0].OneofWrappers = []any{
+		(*StreamRequest_Reserve)(nil),
+		(*StreamRequest_Part)(nil),
+		(*StreamRequest_Finish)(nil),
+	}
+	file_shardd_v1_internal_proto_msgTypes[4].OneofWrappers = []any{
+		(*StreamResponse_Granted)(nil),
+		(*StreamResponse_Declined)(nil),
+		(*StreamResponse_Staged)(nil),
+		(*StreamResponse_Installed)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_internal_proto_rawDesc), len(file_shardd_v1_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   38,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_shardd_v1_internal_proto_goTypes,
 		DependencyIndexes: file_shardd_v1_internal_proto_depIdxs,
