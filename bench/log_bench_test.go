@@ -38,7 +38,7 @@ func BenchmarkLogAppend(b *testing.B) {
 						l.Append(batch, entries[i:i+1])
 						first, last := l.Bounds()
 						if last >= first+2*keep {
-							l.Truncate(batch, last-keep, engine.InitialTerm)
+							l.Truncate(batch, last-keep, engine.InitialTerm, states[i].Applied.Conf)
 						}
 						// The data is shared with the entry cache; only the numbers move on.
 						entries[i].Index++

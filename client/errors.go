@@ -25,6 +25,9 @@ var (
 	ErrUnavailable = router.ErrUnavailable
 	// ErrOverloaded says that the cluster was too busy to take the operation before the deadline.
 	ErrOverloaded = router.ErrOverloaded
+	// ErrDiskFull says that the disk of the node that leads the shard was short of space until the deadline. Deletes and
+	// reads are still served.
+	ErrDiskFull = router.ErrDiskFull
 	// ErrAmbiguous says that a write may or may not have happened, now or later. Read before writing again.
 	ErrAmbiguous = router.ErrAmbiguous
 	// ErrInvalid says that the operation breaks a limit or rule that the text names; no retry can help.

@@ -17,16 +17,19 @@ import (
 )
 
 const (
-	shards     = 64
+	shards     = 64 // of newCluster
 	roamers    = 16 // clients besides the one that each shard has
 	registers  = 16 // registers of a shard that one round uses
 	checkLimit = 2 * time.Minute
 )
 
 // shardSplits divides the keys into 64 shards by two leading digits.
-func shardSplits() [][]byte {
+func shardSplits() [][]byte { return splitsOf(shards) }
+
+// splitsOf divides the keys into up to 100 shards by two leading digits.
+func splitsOf(n int) [][]byte {
 	var out [][]byte
-	for i := 1; i < shards; i++ {
+	for i := 1; i < n; i++ {
 		out = append(out, fmt.Appendf(nil, "%02d", i))
 	}
 	return out
@@ -36,16 +39,18 @@ func shardSplits() [][]byte {
 // pause shows in that shard alone, and some that roam. Each key's history goes to rec, writes of keys that are written
 // once to ledger.
 type load struct {
-	t      *testing.T
-	db     *client.DB
-	rec    history.Recorder
-	ledger *history.Ledger
-	start  time.Time
-	seed   uint64
+	t       *testing.T
+	db      *client.DB
+	shards  int
+	roamers int
+	rec     history.Recorder
+	ledger  *history.Ledger
+	start   time.Time
+	seed    uint64
 
 	mu struct {
 		sync.Mutex
-		shard   [shards]shardStat
+		shard   []shardStat
 		classes map[string]int // failed operations by class
 		acked   int
 		seq     int // makes every value and every ledger key unique
@@ -59,8 +64,13 @@ type shardStat struct {
 	gap      time.Duration // longest time between two acknowledgements since resetGaps
 }
 
-func newLoad(t *testing.T, db *client.DB) *load {
-	l := &load{t: t, db: db, ledger: history.NewLedger(), start: time.Now(), seed: rand.Uint64()}
+func newLoad(t *testing.T, db *client.DB) *load { return newLoadOf(t, db, shards, roamers) }
+
+// newLoadOf is a load of shards + roamers clients over so many shards, as splitsOf makes them.
+func newLoadOf(t *testing.T, db *client.DB, shards, roamers int) *load {
+	l := &load{t: t, db: db, shards: shards, roamers: roamers, ledger: history.NewLedger(), start: time.Now(),
+		seed: rand.Uint64()}
+	l.mu.shard = make([]shardStat, shards)
 	l.mu.classes = map[string]int{}
 	t.Logf("load with seed %d", l.seed)
 	return l
@@ -72,13 +82,13 @@ func (l *load) now() time.Duration { return time.Since(l.start) }
 func (l *load) run(round int) (stop func()) {
 	ctx, cancel := context.WithCancel(l.t.Context())
 	var wg sync.WaitGroup
-	for i := range shards + roamers {
+	for i := range l.shards + l.roamers {
 		wg.Go(func() {
 			c := &loadClient{load: l, id: i, round: round, rnd: rand.New(rand.NewPCG(l.seed, uint64(round*1000+i)))}
 			for n := 0; ctx.Err() == nil; n++ {
 				shard := i
-				if i >= shards {
-					shard = c.rnd.IntN(shards)
+				if i >= l.shards {
+					shard = c.rnd.IntN(l.shards)
 				}
 				c.step(shard, n)
 			}
@@ -102,7 +112,7 @@ func (c *loadClient) step(shard, n int) {
 	// Not the round's context: an operation under way at the end of a round is seen to its end.
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if c.id < shards && n%8 == 0 {
+	if c.id < c.shards && n%8 == 0 {
 		c.insert(ctx, shard)
 		return
 	}
@@ -240,7 +250,7 @@ func (l *load) resetGaps() {
 func (l *load) gaps() []time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := make([]time.Duration, shards)
+	out := make([]time.Duration, l.shards)
 	for i := range l.mu.shard {
 		out[i] = l.mu.shard[i].gap
 	}
@@ -261,7 +271,7 @@ func (l *load) waitWrites(why string) {
 			}
 		}
 		if len(idle) > 0 {
-			return fmt.Errorf("%d of %d shards take no writes: %v; errors so far: %v", len(idle), shards, idle, l.mu.classes)
+			return fmt.Errorf("%d of %d shards take no writes: %v; errors so far: %v", len(idle), l.shards, idle, l.mu.classes)
 		}
 		return nil
 	})
@@ -273,8 +283,8 @@ func (l *load) waitWrites(why string) {
 // judge reads every register and the whole ledger back and checks both. Call it with no clients running.
 func (l *load) judge(round int) (operations int) {
 	l.t.Helper()
-	c := &loadClient{load: l, id: shards + roamers}
-	for shard := range shards {
+	c := &loadClient{load: l, id: l.shards + l.roamers}
+	for shard := range l.shards {
 		for r := range registers {
 			key := fmt.Sprintf("%02d/reg/%d/%d", shard, round, r)
 			var version uint64
@@ -301,7 +311,7 @@ func (l *load) judge(round int) (operations int) {
 func (l *load) compareLedger() {
 	l.t.Helper()
 	found := map[string]string{}
-	for shard := range shards {
+	for shard := range l.shards {
 		prefix := fmt.Appendf(nil, "%02d/led/", shard)
 		err := harness.Until(l.t.Context(), harness.Patience, func(ctx context.Context) error {
 			for row, err := range l.db.Prefix(prefix).Scan(ctx) {

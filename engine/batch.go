@@ -135,9 +135,13 @@ func (b *Batch) SetHardState(shard base.ShardID, h raftpb.HardState) {
 
 // SetTruncated stores where a replica's log starts. It deletes nothing; Log.Truncate does both.
 func (b *Batch) SetTruncated(shard base.ShardID, t TruncatedState) {
-	k, v := b.set(stateKeyLen, truncLen)
+	if err := checkConf(&t.Conf); err != nil {
+		b.invalid(fmt.Errorf("truncated state of %s: %w", shard, err))
+		return
+	}
+	k, v := b.set(stateKeyLen, truncLen(&t))
 	putStateKey(k, shard, raftTruncated)
-	putTruncated(v, t)
+	putTruncated(v, &t)
 }
 
 // SetApplied stores a replica's applied state; it belongs in the batch of the effects it speaks of.
@@ -186,7 +190,7 @@ func (b *Batch) CreateReplica(d *base.Descriptor, id base.ReplicaID, stamp uint6
 	b.SetDescriptor(d)
 	b.SetApplied(d.Shard, &AppliedState{Index: InitialIndex, Term: InitialTerm, Conf: conf, Stamp: stamp})
 	b.SetHardState(d.Shard, raftpb.HardState{Term: InitialTerm, Commit: InitialIndex})
-	b.SetTruncated(d.Shard, TruncatedState{Index: InitialIndex, Term: InitialTerm})
+	b.SetTruncated(d.Shard, TruncatedState{Index: InitialIndex, Term: InitialTerm, Conf: conf})
 	for _, kv := range data {
 		if !d.Contains(kv.Key) {
 			b.invalid(fmt.Errorf("create %s: first data outside its range, key %x: %w", d, kv.Key, ErrInvalidKey))

@@ -221,6 +221,7 @@ func (p *probe) run() {
 	for {
 		select {
 		case <-tick.C:
+			p.e.pollSpace() // first: on a full disk the probe may wait
 			p.poll()
 		case <-p.stop:
 			return

@@ -4,8 +4,8 @@
 // Its contract is that bytes come back as they were written or as an error, that nothing is called durable before the
 // write-ahead log is synced, and that the first failed sync ends the store: Options.Fatal is called once and nothing is
 // acknowledged afterwards. It never decides anything about raft, ranges or routing, never retries a sync, never uses a
-// Pebble snapshot (an excise would silently take keys out of it; an open iterator is the view), and never writes a
-// SingleDelete (raft may overwrite an index, which SingleDelete does not survive).
+// plain Pebble snapshot (an excise would silently take keys out of it; a view is an open iterator or a View), and never
+// writes a SingleDelete (raft may overwrite an index, which SingleDelete does not survive).
 //
 // # Key map
 //
@@ -45,6 +45,9 @@
 // before Pebble creates anything and rewritten when Pebble's first open has finished, so that a directory that holds
 // something else, or that has lost its database, is refused instead of filled or silently emptied. What Pebble would
 // read as "never written" after damage, or would panic at, is looked for before (precheck.go, records.go).
+//
+// Snapshots that are being received are in staging/ (staging.go), which Open empties; what they install is ingested in
+// one step with the replica's records (install.go).
 //
 // # Failure
 //

@@ -30,7 +30,12 @@ type Engine struct {
 	syncs      syncWaiter
 	probe      probe
 	ident      identState
+	views      viewSet
+	staging    stagingSet
+	chunks     chunkBuffers
 	stallStart atomic.Int64 // e.now() at the start of the current write stall
+	space      spaceState
+	damage     damageState
 
 	fatal struct {
 		stopped    atomic.Bool   // checked by every write
@@ -95,8 +100,12 @@ func (e *Engine) Close() error {
 	e.life.closed = true
 	e.life.Unlock()
 
+	e.damage.close()
 	e.probe.close()
 	e.syncs.close()
+	if !e.fatal.pebbleDead.Load() { // else a callback may be inside Pebble
+		<-e.damage.joined
+	}
 	e.unregister()
 	var err error
 	if e.fatal.pebbleDead.Load() {
@@ -124,8 +133,8 @@ func (e *Engine) pebbleMetrics() *pebble.Metrics {
 
 // DiskStats returns the bytes that are free on the store's file system and those that the store uses; zeros if unknown.
 func (e *Engine) DiskStats() (freeBytes, usedBytes uint64) {
-	if u, err := e.opts.FS.inner.GetDiskUsage(e.opts.Dir); err == nil {
-		freeBytes = u.AvailBytes
+	if free, _, known := e.opts.FS.usage(e.opts.Dir); known {
+		freeBytes = free
 	}
 	if m := e.pebbleMetrics(); m != nil {
 		usedBytes = m.DiskSpaceUsage()

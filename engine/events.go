@@ -77,21 +77,30 @@ func (l *eventLog) close() {
 // emptyFlush is the text of the error, not exported by Pebble, with which a flush of nothing ends.
 const emptyFlush = "pebble: empty table"
 
-// seenFiles remembers which files have been reported: a damaged one is met again by every read and compaction.
-type seenFiles struct {
-	mu    sync.Mutex
-	paths map[string]bool
+// failureEvery is the least time between two lines about the same kind of failing background work, which Pebble tries
+// again and again.
+const failureEvery = 10 * time.Second
+
+// limited lets one line through per failureEvery and counts the others.
+type limited struct {
+	mu      sync.Mutex
+	last    time.Time
+	skipped int
 }
 
-func (s *seenFiles) first(path string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.paths == nil {
-		s.paths = make(map[string]bool)
+// log writes the line, with how many were left out since the last one, or leaves it out.
+func (r *limited) log(l *eventLog, level slog.Level, msg string, err error) {
+	r.mu.Lock()
+	now := time.Now()
+	if !r.last.IsZero() && now.Sub(r.last) < failureEvery {
+		r.skipped++
+		r.mu.Unlock()
+		return
 	}
-	old := s.paths[path]
-	s.paths[path] = true
-	return !old
+	skipped := r.skipped
+	r.last, r.skipped = now, 0
+	r.mu.Unlock()
+	l.log(level, msg, slog.String("error", oneLine(err.Error())), slog.Int("left_out", skipped))
 }
 
 // oneLine makes one line of Pebble's description of a damage, without what is only for its own machinery.
@@ -134,26 +143,23 @@ func (p pebbleLogger) Fatalf(format string, args ...any) {
 // Pebble's locks: nothing in it waits.
 func (e *Engine) listener() *pebble.EventListener {
 	m, log := &e.metrics, e.events
-	damage := &seenFiles{}
+	var background, compactions, flushes limited
 	return &pebble.EventListener{
 		BackgroundError: func(err error) {
 			m.backgroundErrors.Inc()
-			log.log(slog.LevelError, "background work of the engine failed", slog.String("error", oneLine(err.Error())))
+			background.log(log, slog.LevelError, "background work of the engine failed", err)
 			if e.fatal.opening.Load() && !pebble.IsCorruptionError(err) {
 				e.fail(err) // on a full disk, say, Pebble would try for ever to flush what it has replayed
 			}
 		},
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
-			m.corruptions.Inc()
-			if damage.first(i.Path) {
-				log.log(slog.LevelError, "damaged file", slog.String("file", i.Path), slog.String("detail", oneLine(i.String())))
-			}
+			e.damaged(i.Path, keyRange(i), i.String())
 		},
 		CompactionEnd: func(i pebble.CompactionInfo) {
 			m.compactions.Inc()
 			m.compactionSeconds.Add(i.TotalDuration.Seconds())
 			if i.Err != nil {
-				log.log(slog.LevelWarn, "compaction failed", slog.String("error", oneLine(i.Err.Error())))
+				compactions.log(log, slog.LevelWarn, "compaction failed", i.Err)
 				return
 			}
 			log.log(slog.LevelDebug, "compaction", slog.String("detail", i.String()))
@@ -165,7 +171,7 @@ func (e *Engine) listener() *pebble.EventListener {
 				return // not a failure: a new store rotates its log with nothing in it to flush
 			}
 			if i.Err != nil {
-				log.log(slog.LevelWarn, "flush failed", slog.String("error", oneLine(i.Err.Error())))
+				flushes.log(log, slog.LevelWarn, "flush failed", i.Err)
 				return
 			}
 			log.log(slog.LevelDebug, "flush", slog.String("detail", i.String()))

@@ -17,6 +17,7 @@ type FS struct {
 	inner vfs.FS
 	mem   *vfs.MemFS             // nil on disk
 	hook  atomic.Pointer[func()] // set by tests: called around everything that a crash could fall between
+	free  atomic.Uint64          // SetFree's bytes and one, 0 for none
 
 	// power is held for reading around each sync, so that PowerOff falls between syncs, never into one.
 	power struct {
@@ -26,11 +27,12 @@ type FS struct {
 
 	mu struct {
 		sync.Mutex
-		failSyncs  error
-		failSuffix string // of the files whose syncs fail; "" all
-		failWrites error
-		syncGate   chan struct{} // syncs wait while it is open
-		held       int           // syncs that wait now
+		failSyncs        error
+		failSuffix       string // of the files whose syncs fail; "" all
+		failWrites       error
+		failWritesSuffix string        // of the files whose writes fail; "" all
+		syncGate         chan struct{} // syncs wait while it is open
+		held             int           // syncs that wait now
 	}
 }
 
@@ -52,7 +54,9 @@ func (f *FS) CrashClone(keepPercent int, seed int64) *FS {
 		UnsyncedDataPercent: keepPercent,
 		RNG:                 rand.New(rand.NewPCG(uint64(seed), uint64(keepPercent))),
 	})
-	return &FS{inner: mem, mem: mem}
+	clone := &FS{inner: mem, mem: mem}
+	clone.free.Store(f.free.Load())
+	return clone
 }
 
 // ErrPowerOff is what every sync fails with after PowerOff.
@@ -153,10 +157,13 @@ func (f *FS) powered(sync func() error) error {
 	return sync()
 }
 
-func (f *FS) writing() error {
+func (f *FS) writing(name string) error {
 	f.step()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !strings.HasSuffix(name, f.mu.failWritesSuffix) {
+		return nil
+	}
 	return f.mu.failWrites
 }
 

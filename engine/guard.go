@@ -17,7 +17,8 @@ import (
 //
 // Tables are the exception. Nothing refers to a new one until the manifest does, so they may go on being written and
 // Pebble finds what it wrote. A disk that is full when a table is written is an error that Pebble can handle, by trying
-// again; but not in a blob file, whose writer panics if its last flush fails.
+// again, which it does at once: so it learns of the error only after a wait (space.go). But not in a blob file, whose
+// writer panics if its last flush fails.
 type guardFS struct {
 	vfs.FS
 	fs *FS
@@ -43,6 +44,7 @@ func (g guardFS) judge(name string, err error, sync bool) error {
 	case err == nil || g.e.fatal.stopped.Load():
 		return nil
 	case isSST(name) && (!sync || vfs.IsNoSpaceError(err)):
+		g.e.waitForSpace(err)
 		return err
 	}
 	// A failed sync of a table too: Pebble would write another one, but what else the disk has dropped is unknown.
@@ -57,7 +59,7 @@ func (g guardFS) open(op, name string, create func() (vfs.File, error)) (vfs.Fil
 		return swallow{vfs.NewMemFile(nil)}, nil
 	}
 	var file vfs.File
-	err := g.fs.writing()
+	err := g.fs.writing(name)
 	if err != nil {
 		err = &os.PathError{Op: op, Path: name, Err: err}
 	} else {
@@ -67,6 +69,7 @@ func (g guardFS) open(op, name string, create func() (vfs.File, error)) (vfs.Fil
 		return &guardFile{File: file, g: g, name: name, table: isTable(name)}, nil
 	}
 	if isTable(name) && !g.e.fatal.stopped.Load() {
+		g.e.waitForSpace(err)
 		return nil, err
 	}
 	g.e.fail(err)
@@ -127,12 +130,16 @@ func (g guardFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	file, err := g.FS.Open(name, opts...)
 	if err != nil {
 		if isTable(name) && errors.Is(err, os.ErrNotExist) {
+			g.e.damaged(name, nil, err.Error())
 			return nil, fmt.Errorf("%v: %w", err, ErrCorrupt) // without the system's error, which Pebble looks for
 		}
 		return nil, err
 	}
 	if isTable(name) && !isSST(name) {
 		if err := checkBlobFooter(file); err != nil {
+			if errors.Is(err, ErrCorrupt) {
+				g.e.damaged(name, nil, err.Error())
+			}
 			return nil, errors.Join(fmt.Errorf("blob file %s: %w", g.PathBase(name), err), file.Close())
 		}
 	}
@@ -150,7 +157,7 @@ func (f *guardFile) Write(p []byte) (int, error) {
 	if f.frozen() {
 		return len(p), nil
 	}
-	n, err := 0, f.g.fs.writing()
+	n, err := 0, f.g.fs.writing(f.name)
 	if err != nil {
 		err = &os.PathError{Op: "write", Path: f.name, Err: err}
 	} else {

@@ -144,6 +144,7 @@ func (e *Engine) RaiseIncarnation() (uint64, error) {
 			return false, errors.New("raise incarnation: the store has no ident yet")
 		}
 		id.Incarnation++
+		id.Format, id.FormatMajor = FormatVersion, uint32(FormatMajor) // what this life writes, older binaries may not know
 		inc = id.Incarnation
 		setRecord(b, identKey(), appendIdent(nil, id))
 		return true, nil

@@ -85,6 +85,15 @@ func spanBounds(span byte) (lo, hi []byte) {
 	return []byte{spaceLocal, span}, []byte{spaceLocal, span + 1}
 }
 
+// shardSpan returns the bounds of everything that one shard has in a span of the local space.
+func shardSpan(span byte, shard base.ShardID) (lo, hi []byte) {
+	lo, hi = shardKey(span, shard), shardKey(span, shard+1)
+	if shard+1 == 0 {
+		_, hi = spanBounds(span)
+	}
+	return lo, hi
+}
+
 // isDataKey reports whether the key belongs to a data family, that is, to shards rather than to the engine.
 func isDataKey(k []byte) bool {
 	return len(k) > 0 && k[0] >= dataStart && k[0] < dataEnd

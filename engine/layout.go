@@ -12,21 +12,23 @@ import (
 //
 //	ReplicaMark     u8 version | u64 replica | u64 next replica
 //	HardState       u8 version | u64 term | u64 vote | u64 commit
-//	TruncatedState  u8 version | u64 index | u64 term
-//	AppliedState    u8 version | u64 index | u64 term | u64 stamp | u64 put bytes | u64 put ops | u64 delete ops
-//	                | u8 auto leave | u8 voters | u8 learners | u8 outgoing voters | u8 next learners | u64 ids ...
+//	TruncatedState  u8 version 2 | u64 index | u64 term | conf      (version 1 had no conf)
+//	AppliedState    u8 version | u64 index | u64 term | u64 stamp | u64 put bytes | u64 put ops | u64 delete ops | conf
+//	conf            u8 auto leave | u8 voters | u8 learners | u8 outgoing voters | u8 next learners | u64 ids ...
 //	log entry       u8 version | u8 type | u64 term | data            (the index is in the key)
 //	value           u8 version | u8 flags | u64 stamp | u64 expiry iff flags & 0x80 | user bytes
 //
 // Descriptors have their layout in package base, the ident in ident_layout.go. Decoders accept exactly what encoders
-// write: one value has one encoding.
+// write, or once wrote: one value has one encoding in each version.
 const (
 	layoutV1 = 1
+	layoutV2 = 2
 
 	markLen         = 1 + 8 + 8
 	hardLen         = 1 + 8 + 8 + 8
-	truncLen        = 1 + 8 + 8
-	appliedFixedLen = 1 + 6*8 + 5
+	truncLenV1      = 1 + 8 + 8
+	confFixedLen    = 5
+	appliedFixedLen = 1 + 6*8
 	entryHeaderLen  = 1 + 1 + 8
 	valueHeaderLen  = 1 + 1 + 8
 	valueExpiryLen  = 8
@@ -36,11 +38,16 @@ const (
 
 // checkLayout checks the version byte and the length; exact false allows more bytes than want.
 func checkLayout(what string, b []byte, want int, exact bool) error {
+	return checkVersion(what, b, layoutV1, want, exact)
+}
+
+// checkVersion is checkLayout for the newest version of a layout that has several.
+func checkVersion(what string, b []byte, version byte, want int, exact bool) error {
 	if len(b) == 0 {
 		return fmt.Errorf("%s: empty: %w", what, ErrCorrupt)
 	}
-	if b[0] != layoutV1 {
-		return fmt.Errorf("%s: layout version %d, this binary knows %d: %w", what, b[0], layoutV1, ErrCorrupt)
+	if b[0] != version {
+		return fmt.Errorf("%s: layout version %d, this binary knows %d: %w", what, b[0], version, ErrCorrupt)
 	}
 	if len(b) < want || (exact && len(b) != want) {
 		return fmt.Errorf("%s: %d bytes, want %d: %w", what, len(b), want, ErrCorrupt)
@@ -83,18 +90,37 @@ func decodeHard(b []byte) (raftpb.HardState, error) {
 	return raftpb.HardState{Term: u64at(b, 1), Vote: u64at(b, 9), Commit: u64at(b, 17)}, nil
 }
 
-func putTruncated(dst []byte, t TruncatedState) {
-	_ = dst[truncLen-1]
-	dst[0] = layoutV1
+func truncLen(t *TruncatedState) int { return truncLenV1 + confLen(&t.Conf) }
+
+// putTruncated fills dst, which has truncLen bytes.
+func putTruncated(dst []byte, t *TruncatedState) {
+	_ = dst[truncLenV1-1]
+	dst[0] = layoutV2
 	binary.BigEndian.PutUint64(dst[1:], t.Index)
 	binary.BigEndian.PutUint64(dst[9:], t.Term)
+	putConf(dst[truncLenV1:], &t.Conf)
 }
 
 func decodeTruncated(b []byte) (TruncatedState, error) {
-	if err := checkLayout("truncated state", b, truncLen, true); err != nil {
+	const what = "truncated state"
+	v1 := len(b) > 0 && b[0] == layoutV1
+	var err error
+	if v1 {
+		err = checkLayout(what, b, truncLenV1, true)
+	} else {
+		err = checkVersion(what, b, layoutV2, truncLenV1, false)
+	}
+	if err != nil {
 		return TruncatedState{}, err
 	}
-	return TruncatedState{Index: u64at(b, 1), Term: u64at(b, 9)}, nil
+	t := TruncatedState{Index: u64at(b, 1), Term: u64at(b, 9)}
+	if !v1 {
+		t.Conf, err = decodeConf(what, b[truncLenV1:])
+	}
+	if err != nil {
+		return TruncatedState{}, err
+	}
+	return t, nil
 }
 
 // maxConfIDs bounds each list of a ConfState, so that a count fits its byte.
@@ -109,26 +135,19 @@ func checkConf(c *raftpb.ConfState) error {
 	return nil
 }
 
-func appliedLen(a *AppliedState) int {
-	c := &a.Conf
-	return appliedFixedLen + 8*(len(c.Voters)+len(c.Learners)+len(c.VotersOutgoing)+len(c.LearnersNext))
+func confLen(c *raftpb.ConfState) int {
+	return confFixedLen + 8*(len(c.Voters)+len(c.Learners)+len(c.VotersOutgoing)+len(c.LearnersNext))
 }
 
-// putApplied fills dst, which has appliedLen bytes.
-func putApplied(dst []byte, a *AppliedState) {
-	_ = dst[appliedFixedLen-1]
-	dst[0] = layoutV1
+// putConf fills dst, which has confLen bytes.
+func putConf(dst []byte, c *raftpb.ConfState) {
+	_ = dst[confFixedLen-1]
+	dst[0] = 0
+	if c.AutoLeave {
+		dst[0] = 1
+	}
 	at := 1
-	for _, v := range [...]uint64{a.Index, a.Term, a.Stamp, a.Stats.PutBytes, a.Stats.PutOps, a.Stats.DeleteOps} {
-		binary.BigEndian.PutUint64(dst[at:], v)
-		at += 8
-	}
-	dst[at] = 0
-	if a.Conf.AutoLeave {
-		dst[at] = 1
-	}
-	at++
-	lists := [...][]uint64{a.Conf.Voters, a.Conf.Learners, a.Conf.VotersOutgoing, a.Conf.LearnersNext}
+	lists := [...][]uint64{c.Voters, c.Learners, c.VotersOutgoing, c.LearnersNext}
 	for _, ids := range lists {
 		dst[at] = byte(len(ids))
 		at++
@@ -141,34 +160,58 @@ func putApplied(dst []byte, a *AppliedState) {
 	}
 }
 
-func decodeApplied(b []byte) (AppliedState, error) {
-	const what = "applied state"
-	if err := checkLayout(what, b, appliedFixedLen, false); err != nil {
-		return AppliedState{}, err
+// decodeConf reads a configuration that takes all of b.
+func decodeConf(what string, b []byte) (c raftpb.ConfState, err error) {
+	if len(b) < confFixedLen {
+		return c, fmt.Errorf("%s: %d bytes of configuration, want %d: %w", what, len(b), confFixedLen, ErrCorrupt)
 	}
-	a := AppliedState{
-		Index: u64at(b, 1), Term: u64at(b, 9), Stamp: u64at(b, 17),
-		Stats: Stats{PutBytes: u64at(b, 25), PutOps: u64at(b, 33), DeleteOps: u64at(b, 41)},
+	if b[0] > 1 {
+		return c, fmt.Errorf("%s: auto leave is %d: %w", what, b[0], ErrCorrupt)
 	}
-	at := 1 + 6*8
-	if b[at] > 1 {
-		return AppliedState{}, fmt.Errorf("%s: auto leave is %d: %w", what, b[at], ErrCorrupt)
-	}
-	a.Conf.AutoLeave = b[at] == 1
-	counts := b[at+1 : at+5]
+	counts := b[1:confFixedLen]
 	total := int(counts[0]) + int(counts[1]) + int(counts[2]) + int(counts[3])
-	if want := appliedFixedLen + 8*total; len(b) != want {
-		return AppliedState{}, fmt.Errorf("%s: %d bytes, want %d: %w", what, len(b), want, ErrCorrupt)
+	if want := confFixedLen + 8*total; len(b) != want {
+		return c, fmt.Errorf("%s: %d bytes of configuration, want %d: %w", what, len(b), want, ErrCorrupt)
 	}
-	at = appliedFixedLen
-	lists := [...]*[]uint64{&a.Conf.Voters, &a.Conf.Learners, &a.Conf.VotersOutgoing, &a.Conf.LearnersNext}
+	c.AutoLeave = b[0] == 1
+	at := confFixedLen
+	lists := [...]*[]uint64{&c.Voters, &c.Learners, &c.VotersOutgoing, &c.LearnersNext}
 	for i, ids := range lists {
 		for range counts[i] {
 			*ids = append(*ids, u64at(b, at))
 			at += 8
 		}
 	}
-	return a, nil
+	return c, nil
+}
+
+func appliedLen(a *AppliedState) int { return appliedFixedLen + confLen(&a.Conf) }
+
+// putApplied fills dst, which has appliedLen bytes.
+func putApplied(dst []byte, a *AppliedState) {
+	_ = dst[appliedFixedLen-1]
+	dst[0] = layoutV1
+	at := 1
+	for _, v := range [...]uint64{a.Index, a.Term, a.Stamp, a.Stats.PutBytes, a.Stats.PutOps, a.Stats.DeleteOps} {
+		binary.BigEndian.PutUint64(dst[at:], v)
+		at += 8
+	}
+	putConf(dst[appliedFixedLen:], &a.Conf)
+}
+
+func decodeApplied(b []byte) (AppliedState, error) {
+	const what = "applied state"
+	if err := checkLayout(what, b, appliedFixedLen, false); err != nil {
+		return AppliedState{}, err
+	}
+	conf, err := decodeConf(what, b[appliedFixedLen:])
+	if err != nil {
+		return AppliedState{}, err
+	}
+	return AppliedState{
+		Index: u64at(b, 1), Term: u64at(b, 9), Stamp: u64at(b, 17), Conf: conf,
+		Stats: Stats{PutBytes: u64at(b, 25), PutOps: u64at(b, 33), DeleteOps: u64at(b, 41)},
+	}, nil
 }
 
 func putEntryHeader(dst []byte, typ raftpb.EntryType, term uint64) {

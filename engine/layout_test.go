@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"os"
 	"path/filepath"
@@ -25,6 +26,12 @@ var goldenConf = raftpb.ConfState{
 	AutoLeave: true,
 }
 
+// truncatedV1 is the first layout of a TruncatedState, which is only read any more.
+func truncatedV1(t TruncatedState) []byte {
+	b := binary.BigEndian.AppendUint64([]byte{layoutV1}, t.Index)
+	return binary.BigEndian.AppendUint64(b, t.Term)
+}
+
 // golden holds one value of every stored layout: its bytes, and the value that must come back from them.
 func golden() map[string]struct {
 	bytes  []byte
@@ -37,13 +44,13 @@ func golden() map[string]struct {
 		decode func(b []byte) (any, error)
 	}
 	ident := testIdent()
-	ident.Format, ident.FormatMajor = FormatVersion, uint32(FormatMajor)
+	ident.Format, ident.FormatMajor = 1, uint32(FormatMajor)
 	fixed := ident
 	fixed.Peers, fixed.Meta = nil, nil
 	peer := PeerRecord{Store: 2, Addr: "node2.example:7400", Incarnation: 9}
 	mark := ReplicaMark{ReplicaID: 3, NextReplicaID: 9}
 	hard := raftpb.HardState{Term: 7, Vote: 3, Commit: 0x0102030405060708}
-	trunc := TruncatedState{Index: 11, Term: 6}
+	trunc, truncV1 := TruncatedState{Index: 11, Term: 6, Conf: goldenConf}, TruncatedState{Index: 11, Term: 6}
 	applied := AppliedState{
 		Index: 0x1112131415161718, Term: 7, Stamp: 0x2122232425262728, Conf: goldenConf,
 		Stats: Stats{PutBytes: 1 << 40, PutOps: 77, DeleteOps: 5},
@@ -65,8 +72,9 @@ func golden() map[string]struct {
 			func(b []byte) (any, error) { return decodeMark(b) }},
 		"hard": {enc(hardLen, func(b []byte) { putHard(b, hard) }), hard,
 			func(b []byte) (any, error) { return decodeHard(b) }},
-		"truncated": {enc(truncLen, func(b []byte) { putTruncated(b, trunc) }), trunc,
+		"truncated_v2": {enc(truncLen(&trunc), func(b []byte) { putTruncated(b, &trunc) }), trunc,
 			func(b []byte) (any, error) { return decodeTruncated(b) }},
+		"truncated": {truncatedV1(truncV1), truncV1, func(b []byte) (any, error) { return decodeTruncated(b) }},
 		"applied": {enc(appliedLen(&applied), func(b []byte) { putApplied(b, &applied) }), applied,
 			func(b []byte) (any, error) { return decodeApplied(b) }},
 		"entry": {enc(entryHeaderLen+4, func(b []byte) {
@@ -80,7 +88,7 @@ func golden() map[string]struct {
 		"ident": {appendIdent(nil, &ident), fixed, func(b []byte) (any, error) { return decodeIdent(b) }},
 		"peer":  {appendPeer(nil, &peer), peer, func(b []byte) (any, error) { return decodePeer(2, b) }},
 		"meta":  {appendMeta(nil, ident.Meta), ident.Meta, func(b []byte) (any, error) { return decodeMeta(b) }},
-		"marker": {appendMarker(nil, FormatVersion, markerReady), markerReady, func(b []byte) (any, error) {
+		"marker": {appendMarker(nil, 1, markerReady), markerReady, func(b []byte) (any, error) {
 			_, s, err := decodeMarker(b)
 			return s, err
 		}},
@@ -206,7 +214,10 @@ func FuzzHardState(f *testing.F) {
 func FuzzTruncatedState(f *testing.F) {
 	fuzzDecoder(f, "truncated", func(b []byte) ([]byte, error) {
 		v, err := decodeTruncated(b)
-		return enc(truncLen, func(d []byte) { putTruncated(d, v) }), err
+		if err == nil && b[0] == layoutV1 {
+			return truncatedV1(v), nil
+		}
+		return enc(truncLen(&v), func(d []byte) { putTruncated(d, &v) }), err
 	})
 }
 

@@ -31,18 +31,23 @@ type Log struct {
 		truncTerm uint64
 		lastTerm  uint64
 		sizes     []uint32 // of the entries that this life wrote: the last len(sizes) ones
+		dropped   int      // sizes in the array in front of those, at most
 		oldBytes  uint64   // estimate for those before them
+		snapshot  func() (raftpb.SnapshotMetadata, bool)
 	}
 }
 
 var _ raft.Storage = (*Log)(nil)
 
-// pointDeletes is up to how many entries are truncated one by one: a range tombstone costs every later read of the
-// memtable and table it is in, a point tombstone only its neighbours.
-const pointDeletes = 128
+// pointDeletes is up to how many entries are truncated one by one. A point tombstone costs 0.12-0.6 us to write, and
+// nobody reads over it. A range tombstone costs next to nothing to write, but the first iterator after it, on whatever
+// keys, sorts all those of its memtable again: 0.05-0.1 us for each that is there. The two meet between 100 and 400
+// entries; docs/decisions/0008-truncation-deletes.md has the figures.
+const pointDeletes = 256
 
 // OpenLog opens the log of a replica that LoadReplicas has returned, or that has just been created. It costs a few
-// seeks whatever the log's length. It fails with ExitCorrupt if the log ends before what is applied or committed.
+// seeks whatever the log's length. It fails with ExitCorrupt if the log ends before what is applied or committed. The
+// log of an uninitialised replica is empty: its first index is 1, its last 0, and its configuration lists nobody.
 func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
 	name := base.ReplicaName(st.Shard, st.Mark.ReplicaID)
 	l := &Log{e: e, shard: st.Shard}
@@ -51,6 +56,10 @@ func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
 	last, term, err := e.lastEntry(st.Shard, first)
 	if err != nil {
 		return nil, classify(e.opts.Dir, fmt.Errorf("open log of %s: %w", name, err))
+	}
+	if last > 0 && st.Desc == nil {
+		return nil, &OpenError{Code: ExitCorrupt, Dir: e.opts.Dir, Err: fmt.Errorf(
+			"log of %s, which is uninitialised, has entry %d: %w", name, last, ErrCorrupt)}
 	}
 	if last == 0 {
 		last, term = st.Truncated.Index, st.Truncated.Term
@@ -153,7 +162,17 @@ func (l *Log) cut(index uint64) (freed uint64) {
 		freed += uint64(s)
 	}
 	w.sizes = w.sizes[:uint64(len(w.sizes))-known]
+	l.shrinkSizes()
 	return freed + l.cutOld(n-known, index-l.first.Load()+n-known)
+}
+
+// shrinkSizes gives back the array of sizes once most of it is unused: a log that was long keeps no memory for it.
+func (l *Log) shrinkSizes() {
+	const spare = 1024 // below which it is not worth the copy
+	w := &l.worker
+	if n := len(w.sizes); w.dropped+cap(w.sizes) > 4*n+spare {
+		w.sizes, w.dropped = append(make([]uint32, 0, n+n/4), w.sizes...), 0
+	}
 }
 
 // cutOld takes n of count entries of unknown size off the estimate.
@@ -169,10 +188,11 @@ func (l *Log) cutOld(n, count uint64) (freed uint64) {
 	return freed
 }
 
-// Truncate deletes the entries up to and including index to, whose term is given, and stores the TruncatedState, all in
-// the batch. It needs no sync of its own: the log's order puts it behind the applied state that allows it. Nothing
-// happens if to is truncated already.
-func (l *Log) Truncate(b *Batch, to, term uint64) {
+// Truncate deletes the entries up to and including index to, whose term is given, and stores the TruncatedState with the
+// configuration at that index, all in the batch. It needs no sync of its own: the log's order puts it behind the applied
+// state that allows it (rule L4: to is never above what is applied, in this batch or an earlier one). Nothing happens if
+// to is truncated already.
+func (l *Log) Truncate(b *Batch, to, term uint64, conf raftpb.ConfState) {
 	first, last := l.first.Load(), l.last.Load()
 	if to < first {
 		return
@@ -190,7 +210,7 @@ func (l *Log) Truncate(b *Batch, to, term uint64) {
 	} else {
 		b.deleteRange(logKey(l.shard, first), logKey(l.shard, to+1))
 	}
-	b.SetTruncated(l.shard, TruncatedState{Index: to, Term: term})
+	b.SetTruncated(l.shard, TruncatedState{Index: to, Term: term, Conf: conf})
 
 	w := &l.worker
 	old := last - first + 1 - uint64(len(w.sizes))
@@ -200,12 +220,31 @@ func (l *Log) Truncate(b *Batch, to, term uint64) {
 	for _, s := range w.sizes[:known] {
 		freed += uint64(s)
 	}
-	w.sizes = w.sizes[known:]
+	w.sizes, w.dropped = w.sizes[known:], w.dropped+int(known)
+	l.shrinkSizes()
 	w.truncTerm = term
 	l.bytes.Store(l.bytes.Load() - freed)
 	l.first.Store(to + 1)
 	l.ring.truncate(to)
 }
+
+// Reset makes the log what Install has left on disk: empty, at st.Truncated. The next entry is the one after it. Like
+// Append it is the worker's to call, while no Ready of the replica is in flight.
+func (l *Log) Reset(st ReplicaState) {
+	l.ring.truncate(math.MaxUint64)
+	w := &l.worker
+	w.hard, w.conf = st.Hard, st.Applied.Conf
+	w.hard.Commit = max(w.hard.Commit, st.Applied.Index)
+	w.truncTerm, w.lastTerm = st.Truncated.Term, st.Truncated.Term
+	w.sizes, w.dropped, w.oldBytes = nil, 0, 0
+	l.first.Store(st.Truncated.Index + 1)
+	l.last.Store(st.Truncated.Index)
+	l.bytes.Store(0)
+}
+
+// SetSnapshot sets what Storage.Snapshot answers: the position of the snapshot that would be sent now, or false if none
+// can be. f is called on the worker, and must return at once (rule R10). Until it is set there is none.
+func (l *Log) SetSnapshot(f func() (raftpb.SnapshotMetadata, bool)) { l.worker.snapshot = f }
 
 // Bytes returns the stored size of the log's entries. For entries that an earlier life of the process wrote it is an
 // estimate. Anybody may call it.
@@ -227,8 +266,15 @@ func (l *Log) FirstIndex() (uint64, error) { return l.first.Load(), nil }
 // LastIndex implements raft.Storage.
 func (l *Log) LastIndex() (uint64, error) { return l.last.Load(), nil }
 
-// Snapshot implements raft.Storage. It never waits and never has one (rule R10): snapshots are sent by the snapshotter.
+// Snapshot implements raft.Storage: metadata only, from what SetSnapshot has set. It never waits (rule R10): the
+// snapshotter sends the data.
 func (l *Log) Snapshot() (raftpb.Snapshot, error) {
+	if f := l.worker.snapshot; f != nil {
+		// Raft panics at a snapshot without an index.
+		if m, ok := f(); ok && m.Index > 0 {
+			return raftpb.Snapshot{Metadata: m}, nil
+		}
+	}
 	return raftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
 }
 

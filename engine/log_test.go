@@ -169,7 +169,7 @@ func TestLogAnswersLikeRaftsMemoryStorageUnderAppendsConflictsTruncationsAndReop
 						t.Fatal(err)
 					}
 					commit(t, e, false, func(b *Batch) {
-						l.Truncate(b, to, tt)
+						l.Truncate(b, to, tt, goldenConf)
 						b.SetApplied(7, &AppliedState{Index: to, Term: tt})
 					})
 				case op < 90:
@@ -217,7 +217,7 @@ func TestAnAppendWithAHoleIsRefusedAsAWhole(t *testing.T) {
 		t.Fatal("a log with a hole was committed")
 	}
 	b.Reset()
-	l.Truncate(b, InitialIndex+1, 6)
+	l.Truncate(b, InitialIndex+1, 6, goldenConf)
 	if err := e.Commit(b, true); err == nil {
 		t.Fatal("a truncation beyond the end was committed")
 	}
@@ -296,7 +296,7 @@ func TestEntriesHandedOutStayAsTheyWere(t *testing.T) {
 		t.Fatal(err)
 	}
 	app(entries(7, 13, "C", "D"))
-	commit(t, e, false, func(b *Batch) { l.Truncate(b, 12, 6) })
+	commit(t, e, false, func(b *Batch) { l.Truncate(b, 12, 6, goldenConf) })
 	app(entries(7, 15, "E"))
 	l.Close()
 	if err := sameEntries(got, entries(6, 11, "a", "b", "c", "d")); err != nil {
@@ -351,7 +351,7 @@ func TestTheCacheEvictsTheOldestRunsOfAllLogsAndKeepsItsBudget(t *testing.T) {
 	for range 5 * minSweep { // runs left behind by truncations must not pile up
 		app(0)
 		_, last := ls[0].Bounds()
-		commit(t, e, false, func(b *Batch) { ls[0].Truncate(b, last, 6) })
+		commit(t, e, false, func(b *Batch) { ls[0].Truncate(b, last, 6, goldenConf) })
 	}
 	if n := len(e.cache.mu.runs) - e.cache.mu.head; n > 2*minSweep+2 {
 		t.Fatalf("%d runs in the list of an almost empty cache", n)
@@ -388,7 +388,7 @@ func TestManyWorkersShareTheCache(t *testing.T) {
 				data := bytes.Repeat([]byte{byte(last + 1)}, int(seed>>40%4000))
 				l.Append(b, []raftpb.Entry{{Term: 6, Index: last + 1, Data: data}})
 				if step%40 == 39 && last > first {
-					l.Truncate(b, first+(last-first)/2, 6)
+					l.Truncate(b, first+(last-first)/2, 6, goldenConf)
 				}
 				if err := e.Commit(b, false); err != nil {
 					t.Error(err)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"strconv"
 	"time"
 
@@ -19,6 +20,9 @@ type engineMetrics struct {
 	cacheHits, cacheMisses, cacheMissBytes prometheus.Counter
 	syncedBatches, unsyncedBatches, probes prometheus.Counter
 	syncedBatchBytes, unsyncedBatchBytes   prometheus.Counter
+	chunksBuilt, chunksStaged, installs    prometheus.Counter
+	chunkBytesBuilt, chunkBytesStaged      prometheus.Counter
+	installSeconds                         prometheus.Counter
 	all                                    []prometheus.Collector
 }
 
@@ -46,6 +50,12 @@ func (m *engineMetrics) init() {
 	counter(&m.unsyncedBatches, "unsynced_batches_total", "Batches committed without a sync.")
 	counter(&m.unsyncedBatchBytes, "unsynced_batch_bytes_total", "Bytes of batches committed without a sync.")
 	counter(&m.probes, "probes_total", "Probe writes of an idle log.")
+	counter(&m.chunksBuilt, "chunks_built_total", "Chunks of snapshots built from views.")
+	counter(&m.chunkBytesBuilt, "chunk_built_bytes_total", "Bytes of tables in chunks built.")
+	counter(&m.chunksStaged, "chunks_staged_total", "Chunks of snapshots checked and written to staging.")
+	counter(&m.chunkBytesStaged, "chunk_staged_bytes_total", "Bytes of tables written to staging.")
+	counter(&m.installs, "snapshots_installed_total", "Snapshots ingested.")
+	counter(&m.installSeconds, "snapshot_install_seconds_total", "Time spent in ingesting snapshots.")
 	m.commitSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "shardd", Subsystem: "engine", Name: "commit_sync_seconds",
 		Help:    "From handing a batch to the log until it is durable.",
@@ -70,6 +80,9 @@ type collector struct {
 	cache  *prometheus.Desc
 	drops  *prometheus.Desc
 	age    *prometheus.Desc
+	staged *prometheus.Desc
+	free   *prometheus.Desc
+	space  *prometheus.Desc
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -83,12 +96,15 @@ func newCollector(e *Engine) *collector {
 	}
 	type M = pebble.Metrics
 	return &collector{
-		e:     e,
-		level: desc("level_bytes", "Bytes of tables by level.", "level"),
-		fsync: desc("wal_sync_seconds", "Time of each sync of the write-ahead log."),
-		cache: desc("entry_cache_bytes", "Raft entries held in memory."),
-		drops: desc("events_dropped_total", "Log lines dropped because the logger did not keep up."),
-		age:   desc("sync_age_seconds", "Age of the oldest unfinished sync."),
+		e:      e,
+		level:  desc("level_bytes", "Bytes of tables by level.", "level"),
+		fsync:  desc("wal_sync_seconds", "Time of each sync of the write-ahead log."),
+		cache:  desc("entry_cache_bytes", "Raft entries held in memory."),
+		drops:  desc("events_dropped_total", "Log lines dropped because the logger did not keep up."),
+		age:    desc("sync_age_seconds", "Age of the oldest unfinished sync."),
+		staged: desc("staging_bytes", "Bytes of snapshots under way, staged or announced."),
+		free:   desc("disk_free_bytes", "Bytes free on the store's file system."),
+		space:  desc("disk_space_level", "Level of free disk space: 0 enough, 1 low, 2 critical."),
 		gauges: []gauge{
 			g("block_cache_bytes", "Bytes in the block cache.", G,
 				func(m *M) float64 { return float64(m.BlockCache.Size) }),
@@ -125,7 +141,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range c.gauges {
 		ch <- g.desc
 	}
-	for _, d := range []*prometheus.Desc{c.level, c.fsync, c.cache, c.drops, c.age} {
+	for _, d := range []*prometheus.Desc{c.level, c.fsync, c.cache, c.drops, c.age, c.staged, c.free, c.space} {
 		ch <- d
 	}
 }
@@ -135,6 +151,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.cache, prometheus.GaugeValue, float64(c.e.cache.bytes.Load()))
 	ch <- prometheus.MustNewConstMetric(c.drops, prometheus.CounterValue, float64(c.e.events.dropped.Load()))
 	ch <- prometheus.MustNewConstMetric(c.age, prometheus.GaugeValue, c.e.SyncAge().Seconds())
+	if level, free, _, _ := c.e.Space(); free != math.MaxUint64 {
+		ch <- prometheus.MustNewConstMetric(c.free, prometheus.GaugeValue, float64(free))
+		ch <- prometheus.MustNewConstMetric(c.space, prometheus.GaugeValue, float64(level))
+	}
+	ch <- prometheus.MustNewConstMetric(c.staged, prometheus.GaugeValue, float64(c.e.StagedBytes()))
 	m := c.e.pebbleMetrics()
 	if m == nil {
 		return

@@ -32,6 +32,7 @@ func Open(o Options) (*Engine, error) {
 	e.batches.New = func() any { return &Batch{e: e} }
 	e.iters.New = func() any { return &Iter{e: e} }
 	e.cache.init(o.EntryCacheBytes)
+	e.damage.init()
 	e.events = newEventLog(o.Logger)
 
 	if err := e.openDB(); err != nil {
@@ -48,17 +49,19 @@ func Open(o Options) (*Engine, error) {
 	}
 	if err != nil {
 		e.unregister()
-		err = errors.Join(classify(o.Dir, err), e.db.Close(), e.lock.Close(), e.fsClose())
+		err = errors.Join(classify(o.Dir, err), e.closeDB(e.db), e.lock.Close(), e.fsClose())
 		e.events.close()
 		return nil, err
 	}
+	e.pollSpace()
 	e.syncs.start(e)
 	e.probe.start(e)
+	go e.runDamage()
 	return e, nil
 }
 
 func (e *Engine) openDB() (err error) {
-	dir, fs := e.opts.Dir, vfs.FS(guardFS{FS: e.opts.FS.inner, fs: e.opts.FS, e: e})
+	dir, fs := e.opts.Dir, e.guarded()
 	if _, found, err := checkOurs(fs, dir); err != nil {
 		return err
 	} else if !found {
@@ -80,11 +83,17 @@ func (e *Engine) openDB() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := e.freeReserve(); err != nil {
+		return err
+	}
 	if !found {
 		state = markerCreating
 		if err := e.mark(fs, state); err != nil {
 			return err
 		}
+	}
+	if err := fs.RemoveAll(fs.PathJoin(dir, stagingDir)); err != nil { // no snapshot outlives its process
+		return fmt.Errorf("remove staging: %w", err)
 	}
 	if err := checkPebbleFormat(fs, dir); err != nil {
 		return err
@@ -101,6 +110,10 @@ func (e *Engine) openDB() (err error) {
 	po.ErrorIfNotExists = state == markerReady
 	po.Logger = pebbleLogger{e}
 	po.EventListener = e.listener()
+	po.CompactionConcurrencyRange = func() (int, int) {
+		held := int(e.damage.held.Load()) // holds need no processor
+		return 1 + held, compactionConcurrency() + held
+	}
 	po.Cache = pebble.NewCache(e.opts.CacheBytes)
 	defer po.Cache.Unref() // Pebble has its own reference
 	po.FS = fs
@@ -112,19 +125,22 @@ func (e *Engine) openDB() (err error) {
 		return err
 	}
 	if err := e.checkBlobs(fs); err != nil {
-		return errors.Join(err, e.db.Close())
+		return errors.Join(err, e.closeDB(e.db))
 	}
 	if state == markerCreating {
 		// Pebble makes the first log in its oldest format, which cannot tell damage from a torn end. Start the second.
 		if err := e.db.Flush(); err != nil {
-			return errors.Join(err, e.db.Close())
+			return errors.Join(err, e.closeDB(e.db))
 		}
 		if err := e.mark(fs, markerReady); err != nil {
-			return errors.Join(err, e.db.Close())
+			return errors.Join(err, e.closeDB(e.db))
 		}
 	}
 	return nil
 }
+
+// guarded is the file system for everything that changes the directory.
+func (e *Engine) guarded() vfs.FS { return guardFS{FS: e.opts.FS.inner, fs: e.opts.FS, e: e} }
 
 // openPebble runs pebble.Open on a goroutine of its own: on some damage Pebble panics, and on some errors it calls
 // Fatalf, which must not return and so ends its goroutine, perhaps one that pebble.Open waits for. All come back as
@@ -156,9 +172,15 @@ func (e *Engine) openPebble(po *pebble.Options) (*pebble.DB, error) {
 	}
 	err := e.openFailure()
 	if r.db != nil {
-		err = errors.Join(err, r.db.Close())
+		err = errors.Join(err, e.closeDB(r.db))
 	}
 	return nil, err
+}
+
+// closeDB closes a database whose opening has failed.
+func (e *Engine) closeDB(db *pebble.DB) error {
+	e.damage.close()
+	return db.Close()
 }
 
 // mark writes the STORE marker, through the guard, which turns its errors into a failure of the store.

@@ -36,13 +36,33 @@ type Options struct {
 	EntryCacheBytes int64
 	// ProbeInterval is how long the log may be idle before a probe write tests it; default 1 s. Negative: no probe.
 	ProbeInterval time.Duration
+	// StagingBytes bounds the snapshots that are being received, staged or announced, in bytes; default 64 GiB (256 MiB in
+	// memory). A shard larger than this cannot move to the store.
+	StagingBytes int64
 	// DiskSlow is how long a write or sync may take before it is reported as slow; default 2 s. Not used in memory.
 	DiskSlow time.Duration
+
+	// LowSpaceBytes is the free space on the disk below which Space says SpaceLow, in bytes; default 3 % of the disk,
+	// at least 512 MiB and at most 8 GiB. Raise it if the store grows fast compared with how fast somebody reacts.
+	LowSpaceBytes int64
+	// CriticalSpaceBytes is the free space below which Space says SpaceCritical, in bytes; default a quarter of
+	// LowSpaceBytes. It must hold what is under way when writes are cut off: a few memtables.
+	CriticalSpaceBytes int64
+	// ReserveBytes is the size of the file that is kept to be freed when the store starts on a full disk, in bytes;
+	// default 1 % of the disk, at most 64 MiB. Negative: none.
+	ReserveBytes int64
+
+	// OnCorrupt is called for each damaged file with the bounds of the keys in it, [lo, hi), as the engine stores them:
+	// data families as routing keys; LocalShards explains others. Both are nil if it is not known which keys. It runs on
+	// a goroutine of the engine's own that Close joins: it may call the engine, but not Close, nor wait for it.
+	OnCorrupt func(lo, hi []byte)
 
 	// Fatal is called once, on the first error of a sync or of Pebble that the store cannot outlive; nothing is
 	// acknowledged afterwards. Default: log the reason and end the process with code 1. It may be called on any
 	// goroutine and while Pebble's locks are held: it must not call the engine, and Close only from elsewhere.
 	Fatal func(error)
+
+	damageHold, spaceWait time.Duration // see the constants; tests shorten them
 }
 
 func (o Options) withDefaults() Options {
@@ -57,11 +77,18 @@ func (o Options) withDefaults() Options {
 	pick(&o.CacheBytes, 256<<20, 8<<20)
 	pick(&o.MemTableBytes, 64<<20, 4<<20)
 	pick(&o.EntryCacheBytes, 128<<20, 8<<20)
+	pick(&o.StagingBytes, 64<<30, 256<<20)
 	if o.ProbeInterval == 0 {
 		o.ProbeInterval = time.Second
 	}
 	if o.DiskSlow == 0 {
 		o.DiskSlow = 2 * time.Second
+	}
+	if o.damageHold == 0 {
+		o.damageHold = damageHold
+	}
+	if o.spaceWait == 0 {
+		o.spaceWait = spaceWait
 	}
 	if o.FS == nil {
 		o.FS = newDiskFS()
@@ -77,8 +104,12 @@ func (o Options) Validate() error {
 	switch {
 	case o.Dir == "":
 		return errors.New("engine: no data directory given")
-	case o.CacheBytes < 0 || o.EntryCacheBytes < 0:
-		return errors.New("engine: negative cache size")
+	case o.CacheBytes < 0 || o.EntryCacheBytes < 0 || o.StagingBytes < 0:
+		return errors.New("engine: negative cache or staging size")
+	case o.LowSpaceBytes < 0 || o.CriticalSpaceBytes < 0:
+		return errors.New("engine: negative threshold of free space")
+	case o.CriticalSpaceBytes > 0 && o.LowSpaceBytes > 0 && o.CriticalSpaceBytes > o.LowSpaceBytes:
+		return errors.New("engine: critical free space above low free space")
 	case o.MemTableBytes != 0 && (o.MemTableBytes < 64<<10 || o.MemTableBytes > 1<<30):
 		return errors.New("engine: memtable size outside 64 KiB to 1 GiB")
 	}
@@ -113,7 +144,7 @@ func (o Options) pebbleOptions() *pebble.Options {
 		WALBytesPerSync: 512 << 10,
 
 		// One compaction at rest, more only in debt, never all cores: compactions compete with the workers.
-		CompactionConcurrencyRange: func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
+		CompactionConcurrencyRange: func() (int, int) { return 1, compactionConcurrency() },
 		// Deleting many tables at once stalls some SSDs.
 		TargetByteDeletionRate: 128 << 20,
 		// Range tombstones of truncated logs and dropped shards hold their space until they are flushed.
@@ -154,6 +185,8 @@ func (o Options) pebbleOptions() *pebble.Options {
 	po.Experimental.FileCacheShards = min(4, runtime.GOMAXPROCS(0))
 	return po
 }
+
+func compactionConcurrency() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
 // spanPolicy keeps the two key spaces apart: a table ends where the local space ends. Log entries and replica states
 // are short-lived, so they stay in their tables, lightly compressed; data may have its values separated. Keys have no

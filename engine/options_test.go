@@ -80,7 +80,7 @@ func TestConfigurationsFollowTheRoles(t *testing.T) {
 		t.Fatalf("%+v", cs)
 	}
 	d.Replicas[1].Role, d.Replicas[2].Role = base.RoleOutgoing, base.RoleIncoming
-	want := raftpb.ConfState{Voters: []uint64{1, 3}, VotersOutgoing: []uint64{1, 2}}
+	want := raftpb.ConfState{Voters: []uint64{1, 3}, VotersOutgoing: []uint64{1, 2}, LearnersNext: []uint64{2}}
 	if cs := ConfStateOf(d); cs.String() != want.String() {
 		t.Fatalf("%+v", cs)
 	}

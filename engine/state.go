@@ -17,9 +17,11 @@ const (
 	InitialTerm  = 5
 )
 
-// FormatVersion is the version of the key map and layouts of this package, kept in the ident and in the STORE marker.
-// A directory with a higher one is refused with ExitNewerFormat.
-const FormatVersion = 1
+// FormatVersion is the version of the key map and layouts of this package, kept in the ident, which every start
+// rewrites, and in the STORE marker of a new directory. A directory with a higher one is refused with ExitNewerFormat.
+//
+//	2  TruncatedState has the configuration
+const FormatVersion = 2
 
 // ErrCorrupt marks stored bytes that fail a checksum or do not follow their layout.
 var ErrCorrupt = base.ErrCorrupt
@@ -77,9 +79,11 @@ type AppliedState struct {
 	Stats       Stats
 }
 
-// TruncatedState is the position of the last log entry that is gone; the log starts at Index+1.
+// TruncatedState is the position of the last log entry that is gone; the log starts at Index+1. Conf is the
+// configuration at Index; it is empty for a state that an older version wrote.
 type TruncatedState struct {
 	Index, Term uint64
+	Conf        raftpb.ConfState
 }
 
 // ReplicaState is everything boot reads about one replica. Desc is nil for a replica that exists by its mark but has
@@ -121,8 +125,9 @@ func ConfStateOf(d *base.Descriptor) raftpb.ConfState {
 			}
 		case base.RoleIncoming:
 			cs.Voters = append(cs.Voters, id)
-		case base.RoleOutgoing:
+		case base.RoleOutgoing: // a voter that becomes a learner when the shard leaves Joint
 			cs.VotersOutgoing = append(cs.VotersOutgoing, id)
+			cs.LearnersNext = append(cs.LearnersNext, id)
 		case base.RoleLearner:
 			cs.Learners = append(cs.Learners, id)
 		}

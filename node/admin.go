@@ -25,11 +25,11 @@ type adminService struct {
 // NodeStatus implements AdminService; it works without an ident.
 func (s *adminService) NodeStatus(context.Context, *pb.NodeStatusRequest) (*pb.NodeStatusResponse, error) {
 	n := s.n
-	_, disk := n.eng.DiskStats()
+	free, disk := n.eng.DiskStats()
 	resp := &pb.NodeStatusResponse{
 		Address: n.addr, Version: n.cfg.Version, Labels: n.cfg.Labels, Waiting: n.waiting(),
 		UptimeMs: uint64((n.cfg.Clock.Boot() - n.born).Milliseconds()), GoHeapBytes: heapBytes(), DiskBytes: disk,
-		CpuMs: cpuMS(),
+		CpuMs: cpuMS(), DiskFreeBytes: free, DiskLevel: n.diskLevel(),
 	}
 	if id, ok := n.eng.Ident(); ok {
 		resp.ClusterId, resp.NodeId, resp.Incarnation = id.Cluster.String(), uint64(id.Store), id.Incarnation
@@ -124,7 +124,9 @@ func (m *member) nodeInfos(ctx context.Context) ([]*pb.NodeInfo, error) {
 			info.Alive, info.LastSeenMs = st.Alive, uint64(st.LastSeen.Milliseconds())
 			info.Replicas, info.Leaders = st.Replicas, st.Leaders
 			info.DiskBytes, info.GoHeapBytes = st.DiskBytes, st.HeapBytes
+			info.DiskFreeBytes, info.DiskLevel, info.Unhealthy = st.FreeBytes, st.Level, st.Unhealthy
 		}
+		info.Draining = m.drainMode(ctx, r.ID)
 		out = append(out, info)
 	}
 	return out, nil
@@ -205,14 +207,19 @@ func (s *adminService) Health(context.Context, *pb.HealthRequest) (*pb.HealthRes
 // checks are the named checks of readiness.
 func (n *Node) checks() []*pb.HealthCheck {
 	var out []*pb.HealthCheck
+	detail := "ok"
 	add := func(name string, err error) {
-		c := &pb.HealthCheck{Name: name, Ok: err == nil, Detail: "ok"}
+		c := &pb.HealthCheck{Name: name, Ok: err == nil, Detail: detail}
+		detail = "ok"
 		if err != nil {
 			c.Detail = err.Error()
 		}
 		out = append(out, c)
 	}
 	add("engine", n.engineHealthy())
+	var spaceErr error
+	detail, spaceErr = n.spaceHealthy()
+	add("space", spaceErr)
 	_, ident := n.eng.Ident()
 	m := n.member.Load()
 	if ident {
@@ -227,10 +234,13 @@ func (n *Node) checks() []*pb.HealthCheck {
 		add("store", fmt.Errorf("not running: %s", n.waiting()))
 	default:
 		add("store", m.storeHealthy())
-		add("meta", m.metaReachable())
+		add(metaCheck, m.metaReachable())
 	}
 	return out
 }
+
+// metaCheck is the name of the check that the meta leader can be reached.
+const metaCheck = "meta"
 
 // syncLimit is the age of the oldest unfinished sync past which the disk counts as stalled (L2).
 const syncLimit = time.Second

@@ -2,8 +2,6 @@ package node
 
 import (
 	"context"
-	"sync"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -52,83 +50,47 @@ func (i *shardInfo) proto() *pb.ShardInfo {
 	return out
 }
 
-// shard finds a shard by its id: in the local store, else in the pages of the index, which is a walk.
-func (s *adminService) shard(ctx context.Context, m *member, id base.ShardID) (*pb.ShardInfo, error) {
-	if d, ok := m.store.Descriptor(id); ok {
-		info := shardInfo{desc: d}
-		if lead, term, ok := m.store.Leader(id); ok {
-			info.leader, info.term = lead, term
-		}
-		if st, ok := m.store.Status(id); ok {
-			info.putBytes = st.Stats.PutBytes
-		}
-		return info.proto(), nil
-	}
-	for after := []byte(nil); ; {
-		page, err := s.ListShards(ctx, &pb.ListShardsRequest{After: after, Limit: maxListPage})
-		if err != nil {
-			return nil, err
-		}
-		for _, info := range page.Shards {
-			if info.ShardId == uint64(id) {
-				return info, nil
-			}
-		}
-		if after = page.Next; len(after) == 0 {
-			return nil, status.Errorf(codes.NotFound, "no shard %s", id)
-		}
-	}
-}
-
-// DescribeShard implements AdminService.
+// DescribeShard implements AdminService: the descriptor as the leader has applied it, or the newest that is known if no
+// leader answers, and what each of its members says.
 func (s *adminService) DescribeShard(ctx context.Context, req *pb.DescribeShardRequest) (
 	*pb.DescribeShardResponse, error) {
 	m, err := s.n.needMember()
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.shard(ctx, m, base.ShardID(req.ShardId))
+	d, err := m.findShard(ctx, base.ShardID(req.ShardId))
 	if err != nil {
 		return nil, err
 	}
-	resp := &pb.DescribeShardResponse{Shard: info, Replicas: make([]*pb.ReplicaStatus, len(info.Replicas))}
-	var wg sync.WaitGroup
-	for i, r := range info.Replicas {
-		wg.Go(func() {
-			st, err := m.askReplica(ctx, base.StoreID(r.NodeId), base.ShardID(req.ShardId))
-			if err != nil {
-				st = &pb.ReplicaStatus{Error: status.Convert(err).Message(), ReplicaId: r.ReplicaId}
-			}
-			st.NodeId, st.Role = r.NodeId, r.Role
-			resp.Replicas[i] = st
-		})
-	}
-	wg.Wait()
-	for _, st := range resp.Replicas {
-		if st.RaftState == raftLeader && st.Term >= info.Term {
-			info.Leader, info.Term, info.PutBytes = st.NodeId, st.Term, st.PutBytes
+	answers := m.askReplicas(ctx, d)
+	newer := d
+	for _, a := range answers {
+		if a.desc != nil && a.desc.Epoch.Newer(newer.Epoch) {
+			newer = a.desc
 		}
 	}
+	if newer != d {
+		d, answers = newer, m.askReplicas(ctx, newer)
+	}
+	info := shardInfo{desc: d}
+	resp := &pb.DescribeShardResponse{}
+	for i, r := range d.Replicas {
+		st := answers[i].status
+		if st.ReplicaId == 0 {
+			st.ReplicaId = uint64(r.Replica)
+		}
+		st.NodeId, st.Role = uint64(r.Store), r.Role.String()
+		info.putBytes = max(info.putBytes, st.PutBytes)
+		if st.RaftState == raftLeader && st.Term >= info.term {
+			info.leader, info.term = r.Store, st.Term
+		}
+		resp.Replicas = append(resp.Replicas, st)
+	}
+	if info.leader == 0 {
+		info.leader = m.leaderOf(d)
+	}
+	resp.Shard = info.proto()
 	return resp, nil
-}
-
-const raftLeader = "leader"
-
-func (m *member) askReplica(ctx context.Context, id base.StoreID, sh base.ShardID) (*pb.ReplicaStatus, error) {
-	if id == m.self {
-		return m.replicaStatus(ctx, sh)
-	}
-	c, err := m.internal(id)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	resp, err := c.Replica(ctx, &pb.ReplicaRequest{ClusterId: m.cluster[:], ShardId: uint64(sh)})
-	if err != nil {
-		return nil, err
-	}
-	return resp.Status, nil
 }
 
 // TransferLeader implements AdminService: it asks the leader, follows hints while leadership moves, and waits until the
@@ -140,45 +102,26 @@ func (s *adminService) TransferLeader(ctx context.Context, req *pb.TransferLeade
 		return nil, err
 	}
 	sh, to := base.ShardID(req.ShardId), base.StoreID(req.ToNode)
-	info, err := s.shard(ctx, m, sh)
+	d, err := m.findShard(ctx, sh)
 	if err != nil {
 		return nil, err
 	}
-	members := make([]base.StoreID, 0, len(info.Replicas))
-	listed := false
-	for _, r := range info.Replicas {
-		members = append(members, base.StoreID(r.NodeId))
-		listed = listed || r.NodeId == req.ToNode && r.Role == base.RoleVoter.String()
-	}
-	if !listed {
-		return nil, status.Errorf(codes.FailedPrecondition, "%s has no voter on %s", sh, to)
+	if r, ok := d.ReplicaOn(to); !ok || r.Role != base.RoleVoter {
+		// What is known here may be old.
+		if now, nerr := m.shardNow(ctx, sh); nerr == nil {
+			r, ok = now.Desc.ReplicaOn(to)
+		}
+		if !ok || r.Role != base.RoleVoter {
+			return nil, status.Errorf(codes.FailedPrecondition, "%s has no voter on %s", sh, to)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
-	from := base.StoreID(info.Leader)
-	for try := 0; ; try++ {
-		if from == 0 {
-			from = members[try%len(members)]
-		}
-		term, leader, err := m.askTransfer(ctx, from, sh, to)
-		switch {
-		case err != nil && status.Code(err) != codes.Unavailable:
-			return nil, err
-		case err == nil && term > 0:
-			return &pb.TransferLeaderResponse{FromNode: uint64(from), ToNode: uint64(to), Term: term}, nil
-		}
-		if leader == from {
-			leader = 0
-		}
-		from = leader
-		t := time.NewTimer(initPoll)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return nil, status.Errorf(codes.Unavailable, "no leader of %s could be asked: %v", sh, err)
-		}
+	from, term, err := m.moveLeader(ctx, sh, to)
+	if err != nil {
+		return nil, err
 	}
+	return &pb.TransferLeaderResponse{FromNode: uint64(from), ToNode: uint64(to), Term: term}, nil
 }
 
 func (m *member) askTransfer(ctx context.Context, at base.StoreID, sh base.ShardID, to base.StoreID) (

@@ -215,7 +215,7 @@ func (s *internalService) Join(ctx context.Context, req *pb.JoinRequest) (*pb.Jo
 		return nil, directoryStatus(err)
 	}
 	resp := &pb.JoinResponse{
-		ClusterId: m.cluster[:], NodeId: uint64(id), MetaDescriptor: m.meta.Append(nil), Addresses: map[uint64]string{},
+		ClusterId: m.cluster[:], NodeId: uint64(id), MetaDescriptor: m.metaDesc().Append(nil), Addresses: map[uint64]string{},
 	}
 	for _, r := range nodes {
 		resp.Addresses[uint64(r.ID)] = r.Address

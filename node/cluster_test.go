@@ -270,10 +270,27 @@ func TestFourthNodeJoinsAndServes(t *testing.T) {
 	}
 }
 
-func TestCopiedDataDirectoryIsFenced(t *testing.T) {
-	ps := startProcs(t, 3)
-	initAll(t, ps[0], ps, 2)
-	settled(t, ps[0], 2)
+// eachBirth runs a test on a cluster of three that was made at once, and on one that grew.
+func eachBirth(t *testing.T, test func(t *testing.T, ps []*proc)) {
+	t.Run("founded", func(t *testing.T) {
+		ps := startProcs(t, 3)
+		initAll(t, ps[0], ps, 2)
+		settled(t, ps[0], 2)
+		test(t, ps)
+	})
+	t.Run("grown", func(t *testing.T) {
+		ps := growProcs(t, 3, 2)
+		for _, id := range allShards(2) {
+			ps[0].add(id, ps[1].store())
+			ps[0].add(id, ps[2].store())
+		}
+		test(t, ps)
+	})
+}
+
+func TestCopiedDataDirectoryIsFenced(t *testing.T) { eachBirth(t, copiedDirectory) }
+
+func copiedDirectory(t *testing.T, ps []*proc) {
 	l := newLedger(startSeed(t))
 	l.put(t, ps[0], 10, 2)
 	// Both claim to be the same node. The copy has the higher incarnation: the original must end.
@@ -296,10 +313,9 @@ func TestCopiedDataDirectoryIsFenced(t *testing.T) {
 	l.check(t, ps[0])
 }
 
-func TestOldCopyOfADataDirectoryIsFenced(t *testing.T) {
-	ps := startProcs(t, 3)
-	initAll(t, ps[0], ps, 2)
-	settled(t, ps[0], 2)
+func TestOldCopyOfADataDirectoryIsFenced(t *testing.T) { eachBirth(t, oldDirectory) }
+
+func oldDirectory(t *testing.T, ps []*proc) {
 	old := ps[2].fs.CrashClone(100, 1)
 	for range 2 {
 		if err := ps[2].term(); err != nil {

@@ -71,6 +71,23 @@ type Settings struct {
 	StreamBytes int
 	// ScanWorkers bounds the scans of batched streams that run at the same time. Default 4.
 	ScanWorkers int
+	// SnapshotSendBytes and SnapshotReceiveBytes bound what all snapshots take together, in bytes a second each.
+	// Default 64 MiB/s. SetSnapshotLimits changes them until the next start.
+	SnapshotSendBytes    uint64
+	SnapshotReceiveBytes uint64
+	// StagingBytes bounds received snapshots that wait on disk to be installed. Default: the engine's.
+	StagingBytes int64
+	// LogFactor, LogFloorBytes, LogShardCapBytes and LogStoreCapBytes bound the raft log that is kept for followers; see
+	// shard.Compaction. Default: the store's.
+	LogFactor        int
+	LogFloorBytes    int64
+	LogShardCapBytes int64
+	LogStoreCapBytes int64
+	// LowSpaceBytes and CriticalSpaceBytes are the thresholds of free disk space, ReserveBytes the size of the file that
+	// is given up at a start on a full disk (-1: none). Default: the engine's.
+	LowSpaceBytes      int64
+	CriticalSpaceBytes int64
+	ReserveBytes       int64
 }
 
 func (c Config) withDefaults() Config {
@@ -146,6 +163,9 @@ func (c Config) Validate() error {
 		bad("stream limits must be positive")
 	case s.ReportInterval <= 0:
 		bad("report interval %s must be positive", s.ReportInterval)
+	case s.StagingBytes < 0 || s.LogFactor < 0 || s.LogFloorBytes < 0 || s.LogShardCapBytes < 0 || s.LogStoreCapBytes < 0 ||
+		s.LowSpaceBytes < 0 || s.CriticalSpaceBytes < 0:
+		bad("limits of staging, raft logs and free disk space may not be negative: 0 means the default")
 	case c.StopTimeout < 0:
 		bad("stop time-out %s is negative", c.StopTimeout)
 	}

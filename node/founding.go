@@ -21,19 +21,26 @@ const (
 	createPage = 128
 )
 
-// foundingLoop finishes the making of the cluster. It runs at every start on every node with a replica of the meta
-// shard and ends once the founding record is gone from it. The founder adopts the other nodes, since before that there
-// may be no quorum; whoever leads the meta shard adopts as well, and makes the shards.
+// foundingLoop finishes the making of the cluster. It runs at every start of every node: while there is a replica of the
+// meta shard here, which may come later, it looks for the founding record, and it ends once a replica has none. The
+// founder adopts the other nodes, since before that there may be no quorum; whoever leads the meta shard adopts as well,
+// and makes the shards.
 func (m *member) foundingLoop(ctx context.Context) {
-	if _, ok := m.meta.ReplicaOn(m.self); !ok {
-		return
-	}
 	adopted := map[base.StoreID]bool{m.self: true}
 	var last string
 	for {
+		if !m.hasMeta() {
+			if pause(ctx, m.n.cfg.Settings.ReportInterval); ctx.Err() != nil {
+				return
+			}
+			continue
+		}
 		f, err := m.localFounding()
 		if err == nil && f == nil {
-			return
+			if m.hasMeta() { // it was there when the record was not
+				return
+			}
+			continue
 		}
 		if err == nil {
 			err = m.advanceFounding(ctx, f, adopted)
@@ -45,11 +52,7 @@ func (m *member) foundingLoop(ctx context.Context) {
 			last = err.Error()
 			m.log.Warn("making the cluster: will be repeated", "err", err)
 		}
-		t := time.NewTimer(foundingPoll)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if pause(ctx, foundingPoll); ctx.Err() != nil {
 			return
 		}
 	}
@@ -255,9 +258,9 @@ func (m *member) create(descs []*base.Descriptor) error {
 }
 
 // CreateReplicas implements InternalService.
-func (s *internalService) CreateReplicas(_ context.Context, req *pb.CreateReplicasRequest) (
+func (s *internalService) CreateReplicas(ctx context.Context, req *pb.CreateReplicasRequest) (
 	*pb.CreateReplicasResponse, error) {
-	m, err := s.member(req.ClusterId)
+	m, err := s.member(ctx, req.ClusterId)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"fmt"
 	"slices"
 	"time"
 
@@ -261,16 +260,3 @@ func foundingAddrs(f *placement.Founding) map[base.StoreID]string {
 
 // callTimeout bounds one call to another node in the loops.
 const callTimeout = 5 * time.Second
-
-// internal returns the client of another node's InternalService.
-func (m *member) internal(id base.StoreID) (pb.InternalServiceClient, error) {
-	addr, ok := m.book.Addr(id)
-	if !ok {
-		return nil, fmt.Errorf("address of %s is unknown", id)
-	}
-	cc, err := m.n.conns.to(addr)
-	if err != nil {
-		return nil, err
-	}
-	return pb.NewInternalServiceClient(cc), nil
-}

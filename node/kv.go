@@ -38,7 +38,7 @@ func statusOf(err error) error {
 		code = codes.Unknown
 	case errors.Is(err, router.ErrInvalid), errors.Is(err, router.ErrCrossShard):
 		code = codes.InvalidArgument
-	case errors.Is(err, router.ErrOverloaded):
+	case errors.Is(err, router.ErrOverloaded), errors.Is(err, router.ErrDiskFull):
 		code = codes.ResourceExhausted
 	}
 	return status.Error(code, err.Error())

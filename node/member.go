@@ -26,7 +26,8 @@ type member struct {
 	cluster     base.ClusterID
 	self        base.StoreID
 	incarnation uint64
-	meta        *base.Descriptor
+	// meta is the newest descriptor of the meta shard that the ident holds; see metadesc.go.
+	meta atomic.Pointer[base.Descriptor]
 
 	book      *book
 	store     *shard.Store
@@ -35,8 +36,15 @@ type member struct {
 	local     *localSender
 	router    *router.Router
 	dir       *placement.Directory
+	jobs      *jobRunner
 	scans     *scanWorkers
+	snapshots *snapshots
+	verifier  *verifier
+	index     *index
 	reports   reports
+
+	// verifyPatience is how long a replica may show no progress when replicas are compared.
+	verifyPatience time.Duration
 
 	// strangers are the peers at whose addresses a node of another cluster was found.
 	strangers struct {
@@ -44,6 +52,8 @@ type member struct {
 		seen map[base.StoreID]bool
 	}
 
+	// unfit are the stores that should be given no leadership, as the meta leader last said; nil: none.
+	unfit atomic.Pointer[map[base.StoreID]bool]
 	// metaHint is the node that last said it leads the meta shard, for nodes without a replica of it.
 	metaHint atomic.Uint64
 	// metaSeen is the Boot time of the last answered report, 0 before the first.
@@ -63,21 +73,33 @@ func (n *Node) boot() (*member, error) {
 	}
 	log := n.log.With("node", id.Store.String())
 	m := &member{
-		n: n, log: log, clock: n.cfg.Clock, cluster: id.Cluster, self: id.Store, incarnation: inc, meta: id.Meta,
+		n: n, log: log, clock: n.cfg.Clock, cluster: id.Cluster, self: id.Store, incarnation: inc,
 		book: newBook(n.eng, log, id), scans: newScanWorkers(n.cfg.Settings.ScanWorkers, n.metrics.scans),
+		snapshots: &snapshots{}, verifier: newVerifier(n.cfg.Clock, n.metrics.verified), index: newIndex(),
+		verifyPatience: defaultVerifyPatience,
 	}
+	m.meta.Store(id.Meta)
 	s := &n.cfg.Settings
 	late := &lateSender{}
 	m.store, err = shard.New(shard.Config{
 		Store: id.Store, Incarnation: inc, Engine: n.eng, Sender: late, Clock: n.cfg.Clock, Logger: log,
 		Registerer: n.reg, Tick: s.Tick, ElectionTick: s.ElectionTick, HeartbeatTick: s.HeartbeatTick,
 		Workers: s.Workers, ApplyWorkers: s.ApplyWorkers, OnLeader: m.onLeader,
+		Snapshots: m.snapshots, OnVerify: m.verifier.add,
+		Compaction: shard.Compaction{
+			Factor: uint64(s.LogFactor), FloorBytes: uint64(s.LogFloorBytes),
+			ShardCapBytes: uint64(s.LogShardCapBytes), StoreCapBytes: uint64(s.LogStoreCapBytes),
+		},
+		MayLead: m.mayLead,
 		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
 			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)
 		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start store %s: %w", id.Store, err)
+	}
+	if err := m.newSnapshots(); err != nil {
+		return nil, err
 	}
 	m.transport = transport.New(transport.Config{
 		Cluster: id.Cluster, Store: id.Store, Incarnation: inc, Address: n.addr, Handler: m.store, Peers: m.book,
@@ -90,6 +112,7 @@ func (n *Node) boot() (*member, error) {
 		Directory: directory{m}, Sender: m.local, Logger: log, Registerer: n.reg,
 	})
 	m.dir = placement.NewDirectory(metaKV{m.router})
+	m.jobs = newJobRunner(memberWorld{m}, m.dir, n.cfg.Clock, log, newJobMetrics(n.reg))
 	m.reports.view = placement.NewView(n.cfg.Clock)
 	return m, nil
 }
@@ -117,23 +140,6 @@ func (m *member) onLeader(s base.ShardID, leader base.StoreID, term uint64) {
 	}
 }
 
-// metaLeader returns the node that leads the meta shard as far as known here, 0 if unknown.
-func (m *member) metaLeader() base.StoreID {
-	if _, ok := m.meta.ReplicaOn(m.self); ok {
-		if lead, _, ok := m.store.Leader(base.MetaShard); ok {
-			return lead
-		}
-		return 0
-	}
-	return base.StoreID(m.metaHint.Load())
-}
-
-// leadsMeta reports whether this node leads the meta shard, and at which term.
-func (m *member) leadsMeta() (term uint64, ok bool) {
-	lead, term, ok := m.store.Leader(base.MetaShard)
-	return term, ok && lead == m.self
-}
-
 // run starts the member's goroutines, serves, and returns once all have ended: after ctx, gracefully, or when the store
 // or the transport ends by itself.
 func (m *member) run(ctx context.Context) error {
@@ -152,14 +158,22 @@ func (m *member) run(ctx context.Context) error {
 	}
 	part("store", m.store.Run)
 	m.transport.Register(n.late)
+	m.snapshots.service.Register(n.late)
 	part("transport", m.transport.Run)
+	part("snapshots", m.snapshots.service.Run)
+	part("checksums", m.verifier.run)
 	n.member.Store(m)
+	m.quarantineKnown()
 	close(n.serving)
 	m.log.Info("serving", "cluster", m.cluster.String(), "incarnation", m.incarnation, "addr", n.addr)
 	var background sync.WaitGroup
 	background.Go(func() { m.reportLoop(loops) })
 	background.Go(func() { m.foundingLoop(loops) })
 	background.Go(func() { m.checkJoin(loops) })
+	background.Go(func() { m.spaceLoop(loops) })
+	background.Go(func() { m.indexLoop(loops) })
+	background.Go(func() { m.orphanLoop(loops) })
+	background.Go(func() { m.jobLoop(loops) })
 
 	var err error
 	select {

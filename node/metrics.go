@@ -10,6 +10,11 @@ type metrics struct {
 	streams prometheus.Gauge
 	scans   prometheus.Gauge
 	reports *prometheus.CounterVec // by outcome
+
+	indexed    prometheus.Counter
+	orphans    prometheus.Gauge
+	orphanAsks *prometheus.CounterVec // by outcome
+	verified   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -32,7 +37,20 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reports: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shardd_node_reports_total", Help: "Reports to the leader of the meta shard.",
 		}, []string{"outcome"}),
+		indexed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shardd_node_indexed_descriptors_total", Help: "Reported descriptors recorded in the meta shard's index.",
+		}),
+		orphans: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shardd_node_orphans", Help: "Local replicas without a leader, or faulted, that ask whether they are members.",
+		}),
+		orphanAsks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shardd_node_orphan_questions_total", Help: "Questions about replicas that may be members no more.",
+		}, []string{"outcome"}),
+		verified: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shardd_node_verify_bytes_total", Help: "Bytes of keys and values read for checksums.",
+		}),
 	}
+	reg.MustRegister(m.indexed, m.orphans, m.orphanAsks, m.verified)
 	reg.MustRegister(m.frames, m.ops, m.refused, m.streams, m.scans, m.reports)
 	return m
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/snapshotter"
+	"github.com/shardd/shardd/transport"
 )
 
 // Node is one Shardd node. Make it with New, serve with Run.
@@ -34,6 +36,7 @@ type Node struct {
 	late    *lateServices // the transport's services, which exist only once the node is a member
 	health  *health.Server
 	conns   *conns
+	bulk    *conns // for snapshots alone
 	metrics *metrics
 
 	// init holds a token while the ident may be written: making a cluster, being adopted, joining.
@@ -89,7 +92,9 @@ func New(cfg Config) (_ *Node, err error) {
 	n.eng, err = engine.Open(engine.Options{
 		Dir: cfg.DataDir, FS: cfg.FS, Logger: n.log, Registerer: n.reg, Fatal: cfg.Fatal,
 		CacheBytes: cfg.Settings.CacheBytes, MemTableBytes: cfg.Settings.MemTableBytes,
-		EntryCacheBytes: cfg.Settings.EntryCacheBytes,
+		EntryCacheBytes: cfg.Settings.EntryCacheBytes, StagingBytes: cfg.Settings.StagingBytes,
+		LowSpaceBytes: cfg.Settings.LowSpaceBytes, CriticalSpaceBytes: cfg.Settings.CriticalSpaceBytes,
+		ReserveBytes: cfg.Settings.ReserveBytes, OnCorrupt: n.corrupt,
 	})
 	if err != nil {
 		return nil, err
@@ -106,7 +111,7 @@ func New(cfg Config) (_ *Node, err error) {
 			return nil, fmt.Errorf("listen on http address %s: %w", cfg.HTTP, err)
 		}
 	}
-	n.conns = newConns()
+	n.conns, n.bulk = newConns(transport.DialOptions()), newConns(snapshotter.DialOptions())
 	n.newServer()
 	if _, ok := n.eng.Ident(); ok {
 		close(n.identSet)
@@ -173,8 +178,10 @@ func (n *Node) closeAll() error {
 			}
 		}
 	}
-	if n.conns != nil {
-		n.conns.close()
+	for _, c := range []*conns{n.conns, n.bulk} {
+		if c != nil {
+			c.close()
+		}
 	}
 	if n.eng != nil {
 		if err := n.eng.Close(); err != nil {

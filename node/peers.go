@@ -97,14 +97,19 @@ func (b *book) all() map[base.StoreID]string {
 	return out
 }
 
-// conns keeps one connection per address, for calls and operation streams to other nodes; they redial by themselves.
+// conns keeps one connection per address; they redial by themselves. A node has one of these for calls and operation
+// streams to other nodes and one for snapshots.
 type conns struct {
+	options []grpc.DialOption
+
 	mu     sync.Mutex
 	open   map[string]*grpc.ClientConn
 	closed bool
 }
 
-func newConns() *conns { return &conns{open: make(map[string]*grpc.ClientConn)} }
+func newConns(options []grpc.DialOption) *conns {
+	return &conns{options: options, open: make(map[string]*grpc.ClientConn)}
+}
 
 // to returns the connection to an address, without waiting for it to be up.
 func (c *conns) to(addr string) (*grpc.ClientConn, error) {
@@ -116,7 +121,7 @@ func (c *conns) to(addr string) (*grpc.ClientConn, error) {
 	if cc, ok := c.open[addr]; ok {
 		return cc, nil
 	}
-	cc, err := grpc.NewClient("passthrough:///"+addr, transport.DialOptions()...)
+	cc, err := grpc.NewClient("passthrough:///"+addr, c.options...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}

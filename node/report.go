@@ -5,37 +5,23 @@ import (
 	"errors"
 	"fmt"
 	rtm "runtime/metrics"
-	"sync"
 	"time"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
-	"github.com/shardd/shardd/placement"
 	"github.com/shardd/shardd/shard"
 )
 
-// reports is both ends of reporting: what this node last told the meta leader, and, where it leads the meta shard,
-// what the others told it.
-type reports struct {
-	view *placement.View
+// Reporting, the sender's side: each interval a node tells the leader of the meta shard what its store holds. While the
+// leader is unknown it asks around with an empty report, whose answer names leader and place of the meta shard. The
+// receiver's side is in takereport.go.
 
-	mu struct {
-		sync.Mutex
-		term       uint64 // of the meta leadership that the view belongs to
-		registered map[base.StoreID]placement.Node
-		nodes      []placement.Node
-		nodesAt    time.Duration // Boot time of nodes
-	}
-
-	sent struct { // owned by the report loop
-		answered map[base.ShardID]reported // what the leader has been told
-		full     bool                      // the next report is to be full
-		to       base.StoreID
-		turn     int // meta members asked without knowing the leader
-	}
+// sentReports is what the report loop, which owns it, remembers.
+type sentReports struct {
+	answered map[base.ShardID]reported // what the leader has been told
+	full     bool                      // the next report is to be full
+	to       base.StoreID
+	turn     int // places asked without knowing the leader
 }
 
 // reported is the part of a replica's summary whose change is worth a report.
@@ -66,12 +52,15 @@ func (m *member) reportLoop(ctx context.Context) {
 			last = ""
 		} else {
 			m.n.metrics.reports.WithLabelValues("failed").Inc()
-			if m.metaSeen.Load() == 0 {
+			if m.metaSeen.Load() == 0 || m.metaLeader() == 0 {
 				pause = min(pause, firstReports)
 			} else if err.Error() != last {
 				last = err.Error()
 				m.log.Warn("report to the meta shard's leader", "err", err)
 			}
+		}
+		if d, ok := m.store.Descriptor(base.MetaShard); ok {
+			m.learnMeta(d)
 		}
 		m.n.setHealth(m.ready() == nil)
 		t := time.NewTimer(pause)
@@ -86,67 +75,131 @@ func (m *member) reportLoop(ctx context.Context) {
 
 // report sends one report and takes the answer in.
 func (m *member) report(ctx context.Context) error {
-	to := m.reportTo()
-	if to != m.reports.sent.to {
-		m.reports.sent.to, m.reports.sent.full = to, true
+	lead := m.metaLeader()
+	if lead == 0 {
+		var err error
+		if lead, err = m.findMetaLeader(ctx); err != nil {
+			return err
+		}
+	}
+	s := &m.reports.sent
+	if lead != s.to {
+		s.to, s.full = lead, true
 	}
 	req, now := m.buildReport()
+	addr, _ := m.book.Addr(lead)
+	resp, err := m.sendReport(ctx, place{lead, addr}, req)
+	if err != nil {
+		return err
+	}
+	s.full = resp.WantFull
+	s.answered = now
+	m.learnUnfit(resp.Unfit)
+	m.obeyDrain(resp.Draining)
+	return nil
+}
+
+// findMetaLeader asks the next place for the leader of the meta shard, with a report that says nothing of replicas.
+func (m *member) findMetaLeader(ctx context.Context) (base.StoreID, error) {
+	places := m.metaPlaces()
+	p := places[m.reports.sent.turn%len(places)]
+	req := m.reportHead()
+	if _, err := m.sendReport(ctx, p, req); err != nil {
+		return 0, err
+	}
+	m.reports.sent.full = true // that was no report that deltas could build on
+	if lead := m.metaLeader(); lead != 0 {
+		return lead, nil
+	}
+	return base.StoreID(m.metaHint.Load()), nil
+}
+
+// sendReport brings a report to a place, and learns from the answer where the meta shard is. It fails unless the
+// receiver leads the meta shard.
+func (m *member) sendReport(ctx context.Context, p place, req *pb.ReportRequest) (*pb.ReportResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var resp *pb.ReportResponse
 	var err error
-	if to == m.self {
+	switch {
+	case p.id == m.self:
 		resp, err = m.takeReport(ctx, req)
-	} else {
+	case p.addr == "":
+		err = fmt.Errorf("address of %s is unknown", p.id)
+	default:
 		var c pb.InternalServiceClient
-		if c, err = m.internal(to); err == nil {
+		if c, err = m.internalAt(p); err == nil {
 			resp, err = c.Report(ctx, req)
 		}
 	}
+	who := p.addr
+	if p.id != 0 {
+		who = p.id.String()
+	}
 	if err != nil {
 		m.reports.sent.turn++
-		m.metaHint.CompareAndSwap(uint64(to), 0)
-		return fmt.Errorf("report to %s: %w", to, err)
+		m.metaHint.CompareAndSwap(uint64(p.id), 0)
+		return nil, fmt.Errorf("report to %s: %w", who, err)
+	}
+	m.book.learn(withoutSelf(addresses(resp.Addresses), m.self))
+	if len(resp.MetaDescriptor) > 0 {
+		d, _, err := base.DecodeDescriptor(resp.MetaDescriptor)
+		if err != nil {
+			return nil, fmt.Errorf("answer to the report to %s: %w", who, err)
+		}
+		m.learnMeta(d)
 	}
 	if resp.NotLeader {
 		m.reports.sent.turn++
-		m.metaHint.Store(resp.Leader)
-		return fmt.Errorf("report to %s: it does not lead the meta shard", to)
+		// What a former leader says of itself, or what leads in a circle, is no hint.
+		if hint := base.StoreID(resp.Leader); hint != p.id && hint != m.self {
+			m.metaHint.Store(resp.Leader)
+		} else {
+			m.metaHint.CompareAndSwap(uint64(p.id), 0)
+		}
+		return nil, fmt.Errorf("report to %s: it does not lead the meta shard", who)
 	}
-	m.metaHint.Store(uint64(to))
-	m.book.learn(withoutSelf(addresses(resp.Addresses), m.self))
-	m.reports.sent.full = resp.WantFull
-	m.reports.sent.answered = now
-	return nil
+	m.metaHint.Store(resp.Leader)
+	return resp, nil
 }
 
-// reportTo picks the meta leader, or the members of the meta shard in turn while it is unknown.
-func (m *member) reportTo() base.StoreID {
-	if lead := m.metaLeader(); lead != 0 {
-		return lead
-	}
-	members := m.metaDesc().Replicas
-	return members[m.reports.sent.turn%len(members)].Store
-}
-
-func (m *member) buildReport() (*pb.ReportRequest, map[base.ShardID]reported) {
-	sums := m.store.Summaries()
-	s := &m.reports.sent
-	_, disk := m.n.eng.DiskStats()
+// reportHead is a report of the node itself.
+func (m *member) reportHead() *pb.ReportRequest {
+	free, disk := m.n.eng.DiskStats()
 	req := &pb.ReportRequest{
 		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation, Address: m.n.addr,
 		HttpAddress: m.n.publicHTTP(), Labels: m.n.cfg.Labels, Version: m.n.cfg.Version,
-		DiskBytes: disk, GoHeapBytes: heapBytes(), Full: s.full,
+		DiskBytes: disk, GoHeapBytes: heapBytes(), DiskFreeBytes: free, DiskLevel: m.n.diskLevel(),
 	}
-	now := make(map[base.ShardID]reported, len(sums))
-	for i := range sums {
-		sum := &sums[i]
+	// That the meta leader cannot be reached is no news to it.
+	for _, c := range m.n.checks() {
+		if !c.Ok && c.Name != metaCheck {
+			req.Unhealthy = c.Name + ": " + c.Detail
+			break
+		}
+	}
+	for _, sum := range m.store.Summaries() {
 		if sum.Desc == nil {
 			continue
 		}
 		req.ReplicaCount++
 		if sum.Leads {
 			req.LeaderCount++
+		}
+	}
+	return req
+}
+
+func (m *member) buildReport() (*pb.ReportRequest, map[base.ShardID]reported) {
+	sums := m.store.Summaries()
+	s := &m.reports.sent
+	req := m.reportHead()
+	req.Full = s.full
+	now := make(map[base.ShardID]reported, len(sums))
+	for i := range sums {
+		sum := &sums[i]
+		if sum.Desc == nil { // uninitialised: it has nothing to say yet
+			continue
 		}
 		r := reportedOf(sum)
 		now[sum.Desc.Shard] = r
@@ -156,6 +209,13 @@ func (m *member) buildReport() (*pb.ReportRequest, map[base.ShardID]reported) {
 			})
 		}
 	}
+	if !s.full {
+		for id := range s.answered {
+			if _, ok := now[id]; !ok {
+				req.Removed = append(req.Removed, uint64(id))
+			}
+		}
+	}
 	return req, now
 }
 
@@ -163,110 +223,6 @@ func reportedOf(s *shard.Summary) reported {
 	return reported{
 		epoch: s.Desc.Epoch, leads: s.Leads, term: s.Term, putBytes: s.Stats.PutBytes, faulted: s.Faulted,
 	}
-}
-
-// Report implements InternalService.
-func (s *internalService) Report(ctx context.Context, req *pb.ReportRequest) (*pb.ReportResponse, error) {
-	m, err := s.member(req.ClusterId)
-	if err != nil {
-		return nil, err
-	}
-	return m.takeReport(ctx, req)
-}
-
-// takeReport is the meta leader's side.
-func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.ReportResponse, error) {
-	term, leads := m.leadsMeta()
-	if !leads {
-		return &pb.ReportResponse{NotLeader: true, Leader: uint64(m.metaLeader())}, nil
-	}
-	r := &placement.Report{
-		Node: placement.Node{
-			ID: base.StoreID(req.NodeId), Incarnation: req.Incarnation, Address: req.Address, HTTP: req.HttpAddress,
-			Labels: req.Labels, Version: req.Version,
-		},
-		DiskBytes: req.DiskBytes, HeapBytes: req.GoHeapBytes, Replicas: req.ReplicaCount, Leaders: req.LeaderCount,
-		Full: req.Full,
-	}
-	for _, rep := range req.Replicas {
-		d, _, err := base.DecodeDescriptor(rep.Descriptor_)
-		if err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "report of n%d: %v", req.NodeId, err)
-		}
-		r.States = append(r.States, placement.ReplicaState{
-			Desc: d, Leads: rep.Leads, Term: rep.Term, PutBytes: rep.PutBytes, Faulted: rep.Faulted,
-		})
-	}
-	m.enterTerm(term)
-	if err := m.register(ctx, &r.Node); err != nil {
-		return nil, directoryStatus(err)
-	}
-	full, err := m.reports.view.Add(r)
-	if err != nil {
-		return nil, directoryStatus(err)
-	}
-	nodes, err := m.nodes(ctx)
-	if err != nil {
-		return nil, directoryStatus(err)
-	}
-	resp := &pb.ReportResponse{WantFull: full, Addresses: make(map[uint64]string, len(nodes))}
-	for _, n := range nodes {
-		resp.Addresses[uint64(n.ID)] = n.Address
-	}
-	return resp, nil
-}
-
-// enterTerm forgets what was heard under an earlier leadership.
-func (m *member) enterTerm(term uint64) {
-	mu := &m.reports.mu
-	mu.Lock()
-	defer mu.Unlock()
-	if mu.term == term {
-		return
-	}
-	mu.term, mu.registered, mu.nodes = term, map[base.StoreID]placement.Node{}, nil
-	m.reports.view.Reset()
-}
-
-// register writes a node's record to the meta shard if it is not known to be there.
-func (m *member) register(ctx context.Context, n *placement.Node) error {
-	mu := &m.reports.mu
-	mu.Lock()
-	old, ok := mu.registered[n.ID]
-	mu.Unlock()
-	if ok && old.Equal(n) {
-		return nil
-	}
-	if err := m.dir.RegisterNode(ctx, *n); err != nil {
-		return err
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	mu.registered[n.ID], mu.nodes = *n, nil
-	return nil
-}
-
-// nodesFresh is how old the list of nodes may be that is sent with answers to reports.
-const nodesFresh = time.Second
-
-// nodes returns the node records, at most nodesFresh old.
-func (m *member) nodes(ctx context.Context) ([]placement.Node, error) {
-	mu := &m.reports.mu
-	mu.Lock()
-	nodes, at := mu.nodes, mu.nodesAt
-	mu.Unlock()
-	now := m.clock.Boot()
-	if nodes != nil && now-at < nodesFresh {
-		return nodes, nil
-	}
-	nodes, err := m.dir.Nodes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	mu.nodes, mu.nodesAt = nodes, now
-	return nodes, nil
 }
 
 // metaSilence is how long the meta leader may not answer reports before the node says that it is not ready.

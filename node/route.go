@@ -56,7 +56,8 @@ func (s *routeService) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.L
 	return resp, nil
 }
 
-// directory is the router's Directory of a node. The meta shard itself is always known, from the ident.
+// directory is the router's Directory of a node. Where the meta shard is never is looked up in the index; see
+// metadesc.go.
 type directory struct{ m *member }
 
 // Lookup implements router.Directory.
@@ -68,9 +69,9 @@ func (d directory) Lookup(ctx context.Context, key []byte, reverse bool) ([]rout
 // the reports who leads what, else from the index through the router, and if the meta shard does not answer from the
 // replicas that this node has.
 func (m *member) lookup(ctx context.Context, key []byte, limit int, reverse, hop bool) ([]router.Route, error) {
-	if m.meta.Contains(key) && !reverse ||
-		reverse && bytes.Compare(key, m.meta.Start) > 0 && bytes.Compare(key, m.meta.End) <= 0 {
-		return []router.Route{{Desc: m.metaDesc(), Leader: m.metaLeader()}}, nil
+	if meta := m.metaDesc(); meta.Contains(key) && !reverse ||
+		reverse && bytes.Compare(key, meta.Start) > 0 && bytes.Compare(key, meta.End) <= 0 {
+		return []router.Route{{Desc: meta, Leader: m.metaLeader()}}, nil
 	}
 	if _, leads := m.leadsMeta(); !leads && !hop {
 		if routes, err := m.forwardLookup(ctx, key, limit, reverse); err == nil && len(routes) > 0 {
@@ -91,13 +92,6 @@ func (m *member) lookup(ctx context.Context, key []byte, limit int, reverse, hop
 		return m.hint(local), nil
 	}
 	return nil, err
-}
-
-func (m *member) metaDesc() *base.Descriptor {
-	if d, ok := m.store.Descriptor(base.MetaShard); ok {
-		return d
-	}
-	return m.meta
 }
 
 // hint adds what is known here of the leaders.

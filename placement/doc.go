@@ -15,5 +15,10 @@
 //	'f'             founding record, present while the making of the cluster is not finished
 //	'i' kind        next free id
 //	'j' nonce       node id given to a join, so that a repeated join gets the same
+//	'l' 's' shard   id of the running job that may change the shard's replicas
+//	'l' 'n' node    id of the running drain of the node
 //	'n' node        node record
+//	'w' job         record of a job that has not ended
+//	'x' node        what a drain keeps off the node
+//	'z' job         record of a job that has ended
 package placement

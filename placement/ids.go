@@ -15,6 +15,7 @@ type IDKind byte
 const (
 	ShardIDs IDKind = 1
 	NodeIDs  IDKind = 2
+	JobIDs   IDKind = 3
 )
 
 // String returns the word used in errors.
@@ -24,11 +25,13 @@ func (k IDKind) String() string {
 		return "shard ids"
 	case NodeIDs:
 		return "node ids"
+	case JobIDs:
+		return "job ids"
 	}
 	return fmt.Sprintf("ids(%d)", byte(k))
 }
 
-// reserve is how many ids of a kind one write takes in advance. Node ids are rare and read by people: no gaps.
+// reserve is how many ids of a kind one write takes in advance. Ids of nodes and jobs are read by people: no gaps.
 func (k IDKind) reserve() uint64 {
 	if k == ShardIDs {
 		return 64
@@ -55,12 +58,14 @@ func (d *Directory) AllocIDs(ctx context.Context, kind IDKind, n int) (first uin
 		if err != nil {
 			return nil, err
 		}
-		if ver == 0 {
+		next := uint64(1)
+		switch {
+		case ver != 0:
+			if next, err = decodeNumber("counter", v); err != nil {
+				return nil, err
+			}
+		case kind != JobIDs: // the first contents of the meta shard have no counter of jobs
 			return nil, fmt.Errorf("counter: %w", ErrNotFound)
-		}
-		next, err := decodeNumber("counter", v)
-		if err != nil {
-			return nil, err
 		}
 		take := max(want, kind.reserve())
 		if next > math.MaxUint64-take {

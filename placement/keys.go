@@ -20,6 +20,10 @@ const (
 	tagCounter  = 'i'
 	tagNonce    = 'j'
 	tagNode     = 'n'
+	tagLock     = 'l'
+	tagDrain    = 'x'
+	tagJob      = 'w'
+	tagEnded    = 'z'
 )
 
 func tagKey(tag byte, rest ...byte) []byte {
@@ -35,6 +39,18 @@ func ClusterKey() []byte { return tagKey(tagCluster) }
 // NodeKey is the routing key of a node's record.
 func NodeKey(id base.StoreID) []byte {
 	return binary.BigEndian.AppendUint64(tagKey(tagNode), uint64(id))
+}
+
+func drainKey(id base.StoreID) []byte {
+	return binary.BigEndian.AppendUint64(tagKey(tagDrain), uint64(id))
+}
+func jobKey(id JobID) []byte   { return binary.BigEndian.AppendUint64(tagKey(tagJob), uint64(id)) }
+func endedKey(id JobID) []byte { return binary.BigEndian.AppendUint64(tagKey(tagEnded), uint64(id)) }
+func shardLock(id base.ShardID) []byte {
+	return binary.BigEndian.AppendUint64(tagKey(tagLock, 's'), uint64(id))
+}
+func nodeLock(id base.StoreID) []byte {
+	return binary.BigEndian.AppendUint64(tagKey(tagLock, 'n'), uint64(id))
 }
 
 func counterKey(k IDKind) []byte       { return tagKey(tagCounter, byte(k)) }

@@ -19,9 +19,16 @@ type Report struct {
 	HeapBytes uint64
 	Replicas  uint32
 	Leaders   uint32
-	// Full means that States holds every replica; else it holds those that changed since the last answered report.
-	Full   bool
-	States []ReplicaState
+	// FreeBytes is what the store's disk has left; Level is ok, low or critical.
+	FreeBytes uint64
+	Level     string
+	// Unhealthy is the node's failed check, empty if all pass.
+	Unhealthy string
+	// Full means that States holds every replica; else it holds those that changed since the last answered report, and
+	// Removed the shards whose replica has gone since.
+	Full    bool
+	States  []ReplicaState
+	Removed []base.ShardID
 }
 
 // ReplicaState is one replica in a report.
@@ -42,6 +49,9 @@ type StoreState struct {
 	HeapBytes uint64
 	Replicas  uint32
 	Leaders   uint32
+	FreeBytes uint64
+	Level     string // ok, low or critical; empty if the node does not say
+	Unhealthy string // the node's failed check, empty if all pass
 }
 
 // ShardState is what the reports say of one shard.
@@ -68,6 +78,8 @@ type storeView struct {
 	seen              time.Duration // Boot
 	disk, heap        uint64
 	replicas, leaders uint32
+	free              uint64
+	level, unhealthy  string
 	states            map[base.ShardID]ReplicaState
 }
 
@@ -101,6 +113,7 @@ func (v *View) Add(r *Report) (wantFull bool, err error) {
 	}
 	s.node, s.seen = r.Node, v.clock.Boot()
 	s.disk, s.heap, s.replicas, s.leaders = r.DiskBytes, r.HeapBytes, r.Replicas, r.Leaders
+	s.free, s.level, s.unhealthy = r.FreeBytes, r.Level, r.Unhealthy
 	if r.Full {
 		s.states = make(map[base.ShardID]ReplicaState, len(r.States))
 	}
@@ -109,6 +122,9 @@ func (v *View) Add(r *Report) (wantFull bool, err error) {
 	}
 	for _, st := range r.States {
 		s.states[st.Desc.Shard] = st
+	}
+	for _, id := range r.Removed {
+		delete(s.states, id)
 	}
 	return false, nil
 }
@@ -123,9 +139,23 @@ func (v *View) Stores() map[base.StoreID]StoreState {
 		out[id] = StoreState{
 			Node: s.node, Alive: now-s.seen <= AliveFor, LastSeen: now - s.seen,
 			DiskBytes: s.disk, HeapBytes: s.heap, Replicas: s.replicas, Leaders: s.leaders,
+			FreeBytes: s.free, Level: s.level, Unhealthy: s.unhealthy,
 		}
 	}
 	return out
+}
+
+// Descriptor returns the newest descriptor of a shard that any store has reported, live or not, and false if none has.
+func (v *View) Descriptor(id base.ShardID) (*base.Descriptor, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var out *base.Descriptor
+	for _, s := range v.mu.stores {
+		if st, ok := s.states[id]; ok && (out == nil || st.Desc.Epoch.Newer(out.Epoch)) {
+			out = st.Desc
+		}
+	}
+	return out, out != nil
 }
 
 // Shard sums up what the members of a descriptor say of their shard.

@@ -8,7 +8,7 @@
 //	Mux      many operations to one node on one stream, batched without timers
 //	Scan     a range divided over shards, in byte-bounded pages with a resume key
 //
-// Contract: an error that matches ErrUnavailable, ErrOverloaded, ErrCrossShard or ErrInvalid means that nothing was
+// Contract: an error that matches ErrUnavailable, ErrOverloaded, ErrDiskFull, ErrCrossShard or ErrInvalid means that nothing was
 // written and nothing will be. ErrAmbiguous means that a write may or may not have happened; the router never sends
 // such a write a second time (rule S2). Reads are repeated until the deadline.
 //

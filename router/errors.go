@@ -16,6 +16,9 @@ var (
 	ErrUnavailable = errors.New("unavailable")
 	// ErrOverloaded says that the cluster, or the queue towards a node, was full until the deadline.
 	ErrOverloaded = errors.New("overloaded")
+	// ErrDiskFull says that the disk of the shard's leader was short of space until the deadline. Deletes and reads are
+	// still served.
+	ErrDiskFull = errors.New("disk full")
 	// ErrAmbiguous says that a write may or may not have happened, now or later.
 	ErrAmbiguous = errors.New("outcome unknown")
 	// ErrCrossShard says that the keys of one atomic operation lie in more than one shard.

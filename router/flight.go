@@ -209,8 +209,11 @@ func (r *Router) judge(ctx context.Context, f *flight) {
 		return
 	}
 	kind := ErrUnavailable
-	if overloaded(err) {
+	switch {
+	case overloaded(err):
 		kind = ErrOverloaded
+	case diskFull(err):
+		kind = ErrDiskFull
 	}
 	if why := endOf(ctx); !errors.Is(err, why) {
 		err = fmt.Errorf("%w; last: %w", why, err)

@@ -22,7 +22,7 @@ const (
 	repair                // the descriptor was old: take the new ones from the answer
 	search                // the node does not have the shard: ask the Directory
 	another               // the node cannot serve: ask the next replica
-	waitFor               // the node, or the queue to it, is full: the same again after a pause
+	waitFor               // the node, the queue to it, or its disk is full: the same again after a pause
 )
 
 // decide is the one table from what came back to what to do. Every code but Ambiguous says that a write did not and
@@ -57,7 +57,7 @@ func decideCode(write bool, c wire.Code) action {
 		return repair
 	case wire.ShardNotFound:
 		return search
-	case wire.Busy:
+	case wire.Busy, wire.DiskFull: // of a full disk the leadership goes elsewhere, if it can
 		return waitFor
 	case wire.Unavailable, wire.TimedOut, wire.Failed:
 		return another
@@ -81,7 +81,7 @@ type answerError struct {
 func reasonOf(a *wire.Answer) error {
 	e := &answerError{code: a.Code, arg: a.Arg}
 	switch a.Code {
-	case wire.Busy, wire.Ambiguous, wire.Invalid, wire.Unavailable, wire.TimedOut, wire.Failed:
+	case wire.Busy, wire.Ambiguous, wire.Invalid, wire.Unavailable, wire.TimedOut, wire.Failed, wire.DiskFull:
 		e.text = string(a.Payload[:min(len(a.Payload), 512)])
 	}
 	return e
@@ -101,6 +101,12 @@ func (e *answerError) Error() string {
 func overloaded(err error) bool {
 	var ae *answerError
 	return errors.Is(err, ErrQueueFull) || errors.As(err, &ae) && ae.code == wire.Busy
+}
+
+// diskFull reports whether the reason of the last attempt was a full disk.
+func diskFull(err error) bool {
+	var ae *answerError
+	return errors.As(err, &ae) && ae.code == wire.DiskFull
 }
 
 // pacer gives the pauses between the attempts of one operation: the first repair is tried at once, the rest back off

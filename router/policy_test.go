@@ -92,6 +92,8 @@ func TestOutcomesOfAttempts(t *testing.T) {
 		{"never a leader", put, []any{wire.Answer{Code: wire.NotLeader}}, ErrUnavailable, 0},
 		{"never reachable", put, []any{errNotSent}, ErrUnavailable, 0},
 		{"always busy", put, []any{wire.Answer{Code: wire.Busy}}, ErrOverloaded, 0},
+		{"disk short of space", put, []any{wire.Answer{Code: wire.DiskFull}, aOK}, nil, 2},
+		{"disk always short of space", put, []any{wire.Answer{Code: wire.DiskFull}}, ErrDiskFull, 0},
 		{"always full", get, []any{errFull}, ErrOverloaded, 0},
 		{"hung node", get, []any{silent{}}, ErrUnavailable, 0},
 	} {
@@ -102,7 +104,7 @@ func TestOutcomesOfAttempts(t *testing.T) {
 				if !errors.Is(err, tc.want) || (tc.want == nil) != (err == nil) {
 					t.Fatalf("error %v, want %v", err, tc.want)
 				}
-				for _, other := range []error{ErrUnavailable, ErrOverloaded, ErrAmbiguous, ErrInvalid, ErrCrossShard} {
+				for _, other := range []error{ErrUnavailable, ErrOverloaded, ErrDiskFull, ErrAmbiguous, ErrInvalid, ErrCrossShard} {
 					if tc.want != ErrClosed && other != tc.want && errors.Is(err, other) {
 						t.Errorf("%v matches %v too", err, other)
 					}

@@ -36,13 +36,6 @@ type applyTask struct {
 	bytes int64
 }
 
-// confResult is apply's decision on one conf change, on its way back to the worker.
-type confResult struct {
-	cc       raftpb.ConfChangeV2
-	accepted bool
-	conf     raftpb.ConfState // after it
-}
-
 const entryOverhead = 64
 
 // overApply reports whether the group has to wait with further committed entries. It always may hand on something when
@@ -69,6 +62,9 @@ func (w *worker) hand(r *replica, ents []raftpb.Entry) (confs int) {
 		t.bytes += int64(len(e.Data)) + entryOverhead
 		if e.Type != raftpb.EntryNormal {
 			confs++
+		}
+		if len(rw.tracked) > 0 {
+			w.resolveTracked(r, e)
 		}
 		if len(rw.pending) > 0 {
 			if p := w.resolve(r, e); p != nil {
@@ -136,6 +132,7 @@ type applyRun struct {
 	answers []answered
 	sink    apply.Sink // bound once: onAnswer
 	conf    *confResult
+	removed bool // the conf change is the removal of this replica
 	bytes   int64
 }
 
@@ -180,7 +177,8 @@ func (aw *applyWorker) process(keys []uint64) {
 	aw.runs = aw.runs[:0]
 }
 
-// take moves a group's tasks into a run: normal entries up to a size, or a single conf change. What stays comes back.
+// take moves a group's tasks into a run: ordinary entries up to a size, or a single one of another kind. What stays comes
+// back.
 func (aw *applyWorker) take(r *replica) *applyRun {
 	r.handed.Lock()
 	if r.handed.closed || len(r.handed.tasks) == 0 {
@@ -238,10 +236,11 @@ func (aw *applyWorker) take(r *replica) *applyRun {
 	return run
 }
 
-// cutAtConf returns the number of normal entries at the front: a conf change is applied in a run of its own.
+// cutAtConf returns the number of ordinary entries at the front: a conf change, or a verification, is applied in a run
+// of its own.
 func cutAtConf(ents []raftpb.Entry) int {
 	for i := range ents {
-		if ents[i].Type != raftpb.EntryNormal {
+		if ents[i].Type != raftpb.EntryNormal || isVerify(&ents[i]) {
 			return i
 		}
 	}
@@ -333,12 +332,16 @@ func (run *applyRun) rewind() {
 	r := run.r
 	r.machine = apply.New(r.store.engine, r.desc.Load(), r.appliedState())
 	clear(run.answers)
-	run.answers, run.next, run.conf = run.answers[:0], 0, nil
+	run.answers, run.next, run.conf, run.removed = run.answers[:0], 0, nil, false
 }
 
 // publish makes a committed run visible, in this order: descriptor, applied index, waiters.
 func (aw *applyWorker) publish(run *applyRun) {
 	r, s := run.r, aw.store
+	if run.removed {
+		aw.endApply(run)
+		return
+	}
 	st := r.machine.Applied()
 	r.state.Lock()
 	r.state.applied = st
@@ -355,6 +358,9 @@ func (aw *applyWorker) publish(run *applyRun) {
 		p.free()
 	}
 	r.releaseReads()
+	if isVerify(&run.ents[0]) {
+		s.openVerify(r, &run.ents[0])
+	}
 	r.handed.bytes.Add(-run.bytes)
 	s.used.apply.Add(-run.bytes)
 	wake := r.handed.wanted.Swap(false)
@@ -367,6 +373,19 @@ func (aw *applyWorker) publish(run *applyRun) {
 	if wake {
 		s.pool.Enqueue(uint64(r.shard))
 	}
+}
+
+// endApply stops the state machine of a replica that its own log has removed. What was applied before is committed; the
+// removal is a step of its own, which takes all of it away.
+func (aw *applyWorker) endApply(run *applyRun) {
+	r := run.r
+	r.handed.bytes.Add(-run.bytes)
+	aw.store.used.apply.Add(-run.bytes)
+	r.dropHanded("the replica was removed from the shard")
+	r.in.Lock()
+	r.in.confs = append(r.in.confs, *run.conf)
+	r.in.Unlock()
+	aw.store.pool.Enqueue(uint64(r.shard))
 }
 
 // fail faults the replica of a run that cannot be applied.

@@ -56,6 +56,9 @@ type Config struct {
 	Engine      *engine.Engine
 	Sender      Sender
 
+	// Snapshots sends them to followers that the log cannot feed. Without it none are sent.
+	Snapshots Snapshots
+
 	// Clock defaults to the machine's, Logger to one that discards, Registerer to no metrics.
 	Clock      clock.Clock
 	Logger     *slog.Logger
@@ -96,6 +99,17 @@ type Config struct {
 	RequestTimeout time.Duration
 
 	Limits Limits
+
+	// Compaction says how much of the raft logs is kept.
+	Compaction Compaction
+
+	// OnVerify takes the view of a replica that is to be verified, or the error that there is none. It is called from
+	// apply workers and must not block; it owns the view. Without it verifications pass unheeded.
+	OnVerify func(VerifyRun)
+
+	// MayLead reports whether a store is fit to be given leaderships that this one should not have: one that is neither
+	// drained nor short of space. It is called from workers and must not block; nil means that all are.
+	MayLead func(base.StoreID) bool
 
 	// OnLeader is told of every leader that a local replica learns of. Fault is told of every replica that stops for
 	// good. Both are called from workers and must not block.
@@ -161,6 +175,7 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ScanBytes, 64<<10)
 	orElse(&c.RequestTimeout, 10*time.Second)
 	c.Limits = c.Limits.withDefaults()
+	c.Compaction = c.Compaction.withDefaults()
 	return c
 }
 

@@ -1,7 +1,6 @@
 package shard
 
 import (
-	"errors"
 	"fmt"
 
 	"go.etcd.io/etcd/raft/v3"
@@ -13,23 +12,18 @@ import (
 	"github.com/shardd/shardd/shard/apply"
 )
 
-// Creation of first replicas. Check: marks and overlaps, and the range is reserved. Commit: one synced batch with the
-// whole first state. Publish: the replica is found by requests and messages. A crash between Commit and Publish: boot
-// finds the replica, and the repeated Create finds it done.
+// Creation of first replicas. Reserve: mark, overlaps, and the range is taken. Park: a message of a store that was
+// quicker may have created the replica already, uninitialised; then it stands still, and what it has promised is kept.
+// Commit: one synced batch with the whole first state. Publish: the replica is found by requests and messages. A crash
+// between Commit and Publish: boot finds the replica, and the repeated Create finds it done.
 
 // initialStamp is the version of a shard's first data: the same on every replica.
 const initialStamp = 1
 
-// creation reserves a shard and its range while its first state is being synced.
-type creation struct {
-	desc *base.Descriptor
-	done chan struct{}
-}
-
 // Create makes this store's replica of a new shard, with data as its first rows (routing keys inside the range), on
 // stable storage. It is idempotent: a replica that exists under the id that d gives this store is left as it is,
-// whatever has become of it. With campaign, the replica stands for election at once. Errors: *MarkError,
-// *OverlapError, ErrStopping, a descriptor that does not list this store, or the engine's.
+// whatever has become of it, unless it is uninitialised. With campaign, the replica stands for election at once. Errors:
+// *MarkError, *OverlapError, ErrStopping, a descriptor that does not list this store, or the engine's.
 func (s *Store) Create(d *base.Descriptor, data []engine.KV, campaign bool) error {
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("create replica: %w", err)
@@ -43,102 +37,148 @@ func (s *Store) Create(d *base.Descriptor, data []engine.KV, campaign bool) erro
 			return fmt.Errorf("create %s: first key %x is outside the range", d, data[i].Key)
 		}
 	}
-	d = d.Clone()
-	if err := s.loadDeadMark(d.Shard); err != nil {
-		return fmt.Errorf("create replica: %w", err)
-	}
+	c := &creation{desc: d.Clone(), id: self.Replica, data: data, campaign: campaign}
 	for {
-		c, wait, err := s.reserve(d, self.Replica)
-		if err != nil || (c == nil && wait == nil) {
+		ch := make(chan error, 1)
+		wait, err := s.create(c, func(err error) { ch <- err })
+		switch {
+		case err != nil:
 			return err
+		case wait == nil:
+			return <-ch
 		}
-		if wait != nil {
-			<-wait // another Create of the shard; then its outcome decides
-			continue
-		}
-		return s.create(c, self.Replica, data, campaign)
+		<-wait // another step of the shard; then its outcome decides
 	}
 }
 
-// loadDeadMark finds the mark that a removed replica has left: boot loads those of existing replicas only.
-func (s *Store) loadDeadMark(shard base.ShardID) error {
-	m, ok, err := s.engine.Mark(shard)
-	if err != nil || !ok || m.ReplicaID != 0 { // one that exists, or is being created, is known
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, known := s.mu.marks[shard]; !known {
-		s.mu.marks[shard] = m
-	}
-	return nil
+// creation is a first replica on its way.
+type creation struct {
+	op       *boundary
+	desc     *base.Descriptor
+	id       base.ReplicaID
+	data     []engine.KV
+	campaign bool
+	over     *replica // uninitialised, takes its place
 }
 
-// reserve checks a creation: all nil means that the replica exists already, wait that the same shard is being created.
-func (s *Store) reserve(d *base.Descriptor, id base.ReplicaID) (c *creation, wait <-chan struct{}, err error) {
+// create starts a creation; done is called once, unless there is an error or another step of the shard to wait for.
+func (s *Store) create(c *creation, done func(error)) (wait <-chan struct{}, err error) {
+	c.op = newBoundary(done, c.desc, c.desc.Shard)
+	wait, exists, err := s.reserveCreation(c)
+	switch {
+	case err != nil || wait != nil:
+		return wait, err
+	case exists:
+		s.finish(c.op, nil)
+		return nil, nil
+	}
+	if err := s.checkMark(c.desc.Shard, c.id); err != nil {
+		s.finish(c.op, err)
+		return nil, nil
+	}
+	if c.over == nil {
+		// On the caller's goroutine: there is nothing to park, and no worker that could meet a half-made replica.
+		s.commitCreation(c)
+		return nil, nil
+	}
+	s.parkAll(c.op, []*replica{c.over}, func(ok bool) {
+		s.life.post(func() {
+			if !ok {
+				s.finish(c.op, &NotFoundError{Shard: c.desc.Shard}) // removed on proof just now
+			} else if s.begin(c.op) {
+				s.commitCreation(c)
+			}
+		})
+	})
+	return nil, nil
+}
+
+// reserveCreation checks a creation against what is here, and reserves its shard and range.
+func (s *Store) reserveCreation(c *creation) (wait <-chan struct{}, exists bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.stopped {
-		return nil, nil, ErrStopping
+		return nil, false, ErrStopping
 	}
-	if m, ok := s.mu.marks[d.Shard]; ok {
-		if m.ReplicaID == id {
-			return nil, nil, nil
-		}
-		if m.ReplicaID != 0 || id < m.NextReplicaID {
-			return nil, nil, &MarkError{Shard: d.Shard, Replica: id, Have: m.ReplicaID, Next: m.NextReplicaID}
-		}
+	d := c.desc
+	c.over = nil
+	if o := s.mu.busy[d.Shard]; o != nil {
+		return o.ended, false, nil
 	}
-	if other := s.mu.creating[d.Shard]; other != nil {
-		return nil, other.done, nil
+	if r := s.mu.replicas[d.Shard]; r != nil {
+		switch {
+		case r.id != c.id:
+			return nil, false, &MarkError{Shard: d.Shard, Replica: c.id, Have: r.id, Next: r.id + 1}
+		case !r.uninitialised():
+			return nil, true, nil
+		}
+		c.over = r
 	}
 	for _, r := range s.mu.replicas {
-		if old := r.desc.Load(); old.Overlaps(d) {
-			return nil, nil, &OverlapError{New: d, Old: old}
+		if old := r.desc.Load(); old != nil && old.Overlaps(d) {
+			return nil, false, &OverlapError{New: d, Old: old}
 		}
 	}
-	for _, o := range s.mu.creating {
-		if o.desc.Overlaps(d) {
-			return nil, nil, &OverlapError{New: d, Old: o.desc}
-		}
+	if o := s.inTheWayLocked(c.op); o != nil {
+		return nil, false, &OverlapError{New: d, Old: o.desc}
 	}
-	c = &creation{desc: d, done: make(chan struct{})}
-	s.mu.creating[d.Shard] = c
-	return c, nil, nil
+	s.reserveLocked(c.op)
+	return nil, false, nil
 }
 
-func (s *Store) create(c *creation, id base.ReplicaID, data []engine.KV, campaign bool) (err error) {
-	d := c.desc
-	var r *replica
-	defer func() {
-		s.mu.Lock()
-		delete(s.mu.creating, d.Shard)
-		if err == nil && s.mu.stopped {
-			err = ErrStopping // durable, but nobody runs it in this life
-		}
-		if err == nil {
-			s.mu.marks[d.Shard] = engine.ReplicaMark{ReplicaID: id, NextReplicaID: d.NextReplicaID}
-			s.publishReplicaLocked(r)
-		}
-		s.mu.Unlock()
-		close(c.done)
-		if err == nil {
-			s.log.Info("replica created", "replica", r.String(), "range", d.String())
-			s.pool.EnqueueMany([]uint64{s.workerOf(d.Shard).control, uint64(d.Shard)})
-		}
-	}()
+// commitCreation writes the first state. Terms and votes that an uninitialised replica has seen stay.
+func (s *Store) commitCreation(c *creation) {
+	name := base.ReplicaName(c.desc.Shard, c.id)
+	st := firstState(c.desc, c.id)
 	b := s.engine.NewBatch()
-	defer b.Close()
-	b.CreateReplica(d, id, initialStamp, data)
-	if err := s.engine.Commit(b, true); err != nil {
-		return fmt.Errorf("create replica %s: %w", base.ReplicaName(d.Shard, id), err)
+	b.CreateReplica(c.desc, c.id, initialStamp, c.data)
+	if c.over != nil {
+		if c.over.worker.rn == nil {
+			b.Close()
+			s.finish(c.op, &FaultedError{Shard: c.desc.Shard, Replica: c.id, Reason: "it has to be removed first"})
+			return
+		}
+		if have := c.over.worker.rn.BasicStatus().HardState; have.Term >= st.Hard.Term {
+			st.Hard.Term, st.Hard.Vote = have.Term, have.Vote
+			b.SetHardState(c.desc.Shard, st.Hard)
+		}
+		err := s.commitBoundary(b, func() { s.publishCreated(c, st) })
+		if err != nil {
+			s.finish(c.op, fmt.Errorf("create replica %s: %w", name, err))
+		}
+		return
 	}
-	r, err = s.newReplica(firstState(d, id))
+	err := s.engine.Commit(b, true)
+	b.Close()
 	if err != nil {
-		return err
+		s.finish(c.op, fmt.Errorf("create replica %s: %w", name, err))
+		return
 	}
-	r.in.campaign = campaign
-	return nil
+	s.publishCreated(c, st)
+}
+
+// publishCreated publishes a replica whose first state is on disk.
+func (s *Store) publishCreated(c *creation, st engine.ReplicaState) {
+	r, err := s.newReplica(st)
+	if err != nil {
+		s.finish(c.op, err)
+		return
+	}
+	r.in.campaign = c.campaign
+	s.mu.Lock()
+	stopped := s.mu.stopped
+	if !stopped {
+		s.publishLocked(r, c.over, "the shard was created")
+	}
+	s.mu.Unlock()
+	if stopped {
+		s.finish(c.op, ErrStopping) // durable, but nobody runs it in this life
+		return
+	}
+	s.metrics.created.Inc()
+	s.log.Info("replica created", "replica", r.String(), "range", c.desc.String())
+	s.pool.EnqueueMany([]uint64{s.workerOf(r.shard).control, uint64(r.shard)})
+	s.finish(c.op, nil)
 }
 
 // firstState is what the engine's CreateReplica has written.
@@ -150,34 +190,38 @@ func firstState(d *base.Descriptor, id base.ReplicaID) engine.ReplicaState {
 		Applied: engine.AppliedState{
 			Index: engine.InitialIndex, Term: engine.InitialTerm, Conf: engine.ConfStateOf(d), Stamp: initialStamp,
 		},
-		Truncated: engine.TruncatedState{Index: engine.InitialIndex, Term: engine.InitialTerm},
-		Hard:      raftpb.HardState{Term: engine.InitialTerm, Commit: engine.InitialIndex},
+		Truncated: engine.TruncatedState{
+			Index: engine.InitialIndex, Term: engine.InitialTerm, Conf: engine.ConfStateOf(d),
+		},
+		Hard: raftpb.HardState{Term: engine.InitialTerm, Commit: engine.InitialIndex},
 	}
 }
 
-// newReplica builds the replica of a stored state; it is not published yet. A panic of raft faults it.
+// newReplica builds the replica of a stored state, without a descriptor an uninitialised one; it is not published yet. A
+// panic of raft faults it.
 func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
-	if st.Desc == nil {
-		return nil, fmt.Errorf("load replica %s: it has no descriptor",
-			base.ReplicaName(st.Shard, st.Mark.ReplicaID))
-	}
-	r := &replica{store: s, shard: st.Shard, id: st.Mark.ReplicaID}
+	r := &replica{store: s, shard: st.Shard, id: st.Mark.ReplicaID, born: s.clock.Boot()}
 	r.desc.Store(st.Desc)
 	r.applied.Store(st.Applied.Index)
 	r.commit.Store(max(st.Hard.Commit, st.Applied.Index))
 	r.state.applied = st.Applied
-	r.machine = apply.New(s.engine, st.Desc, st.Applied)
 	rw := &r.worker
 	rw.term, rw.vote = st.Hard.Term, st.Hard.Vote
 	rw.lastStamp = st.Applied.Stamp
-	for _, rep := range st.Desc.Replicas {
-		rw.peers = append(rw.peers, peer{rep.Replica, rep.Store})
+	rw.nonvoter = !votes(&st.Applied.Conf, uint64(r.id))
+	rw.history.reset(st.Applied.Index, &st.Applied.Conf)
+	if st.Desc != nil {
+		r.machine = apply.New(s.engine, st.Desc, st.Applied)
+		for _, rep := range st.Desc.Replicas {
+			rw.peers = append(rw.peers, peer{rep.Replica, rep.Store})
+		}
 	}
 	r.lead.Store(&leadership{term: st.Hard.Term})
 	log, err := s.engine.OpenLog(st)
 	if err != nil {
 		return nil, fmt.Errorf("load replica %s: %w", r, err)
 	}
+	log.SetSnapshot(r.offer)
 	rw.log = log
 	if err := r.openRaft(st.Applied.Index); err != nil {
 		s.fault(r, err.Error(), nil)
@@ -217,36 +261,21 @@ func (r *replica) openRaft(applied uint64) (err error) {
 // maxCommittedPerReady bounds what one Ready reads from the log for apply, in bytes.
 const maxCommittedPerReady = 2 << 20
 
-// publishReplicaLocked makes a replica visible to callers and to its worker.
-func (s *Store) publishReplicaLocked(r *replica) {
-	s.mu.replicas[r.shard] = r
-	s.workerOf(r.shard).adopt(r)
-}
-
 // boot loads every replica that the marks say exists.
 func (s *Store) boot() error {
 	states, err := s.engine.LoadReplicas()
 	if err != nil {
 		return err
 	}
-	for _, st := range states { // newReplica is called without the lock: it may call Config.Fault
-		s.mu.Lock()
-		s.mu.marks[st.Shard] = st.Mark
-		s.mu.Unlock()
+	for _, st := range states {
 		if st.Mark.ReplicaID == 0 {
 			continue
 		}
-		if st.Desc == nil {
-			return errors.New("load replica " + base.ReplicaName(st.Shard, st.Mark.ReplicaID) +
-				": it waits for a snapshot, which this version cannot receive; start a newer one")
-		}
-		r, err := s.newReplica(st)
+		r, err := s.newReplica(st) // without the lock: it may call Config.Fault
 		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		s.publishReplicaLocked(r)
-		s.mu.Unlock()
+		s.publish(r, nil, "")
 	}
 	s.log.Info("store loaded", "store", s.cfg.Store, "replicas", len(states))
 	for _, w := range s.workers {

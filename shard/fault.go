@@ -35,7 +35,7 @@ func (w *worker) cleanUp(r *replica) {
 	r.dispose(wire.Failed, why, errors.New(why))
 	r.dropHanded(why)
 	r.worker.log.Close() // its share of the entry cache
-	r.worker.rn, r.worker.ready, r.worker.held = nil, raft.Ready{}, nil
+	r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, raft.Ready{}, nil, nil
 }
 
 // dispose ends a replica: requests that never were proposed get code, which must be a definite one, proposed ones
@@ -53,7 +53,7 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	rw.asked = nil
 	calls := slices.Concat(rw.calls, r.in.calls)
 	rw.calls = nil
-	r.in.transfers, r.in.calls, r.in.confs, r.in.unreachable = nil, nil, nil, nil
+	r.in.transfers, r.in.calls, r.in.confs, r.in.unreachable, r.in.sent = nil, nil, nil, nil, nil
 	s.used.inbox.Add(-r.in.msgBytes)
 	r.in.msgs, r.in.msgBytes = nil, 0
 	r.takeRequestsLocked()
@@ -79,6 +79,7 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 		s.settle(r, p, answerText(wire.Ambiguous, reason))
 	}
 	rw.unbound, rw.pending = nil, nil
+	r.endMembership(err)
 	if rw.transfer != nil {
 		rw.transfer.finish(0, err)
 		rw.transfer = nil

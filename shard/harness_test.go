@@ -33,6 +33,8 @@ type cluster struct {
 	tune  func(*Config)
 	nodes map[base.StoreID]*testNode
 	next  uint64 // request ids
+
+	staged uint64 // ids of stagings
 }
 
 type testNode struct {
@@ -45,6 +47,7 @@ type testNode struct {
 	fatal  atomic.Bool
 	faults []string
 	hold   bool // apply stands still
+	ship   *shipper
 }
 
 func newCluster(t *testing.T, stores int, tune func(*Config)) *cluster {
@@ -91,8 +94,11 @@ func (c *cluster) start(n *testNode) {
 	n.eng = eng
 	n.life++
 	late := &lateSender{}
+	if n.ship == nil {
+		n.ship = &shipper{c: c, from: n}
+	}
 	cfg := Config{
-		Store: n.id, Incarnation: n.life, Engine: eng, Sender: late, Clock: c.clock, Workers: 1, ApplyWorkers: 1,
+		Store: n.id, Incarnation: n.life, Engine: eng, Sender: late, Snapshots: n.ship, Clock: c.clock, Workers: 1, ApplyWorkers: 1,
 		Registerer: prometheus.NewRegistry(),
 		Fault: func(_ base.ShardID, _ base.ReplicaID, reason string) {
 			c.t.Logf("fault on %s: %s", n.id, reason)
@@ -173,6 +179,7 @@ func (c *cluster) drain() {
 			}
 			worked = n.store.Poll() || worked
 		})
+		c.live(func(n *testNode) { worked = n.ship.ship() || worked })
 		for c.net.Step() {
 			worked = true
 		}
@@ -188,6 +195,7 @@ func (c *cluster) settle() {
 			for _, w := range n.store.workers {
 				syncing = syncing || w.syncing > 0
 			}
+			syncing = syncing || n.store.life.commitsUnderWay()
 		})
 		if !syncing {
 			return

@@ -6,6 +6,7 @@ import (
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
+	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
 )
@@ -28,7 +29,8 @@ func allowed(t raftpb.MessageType) bool {
 }
 
 // Step takes messages from other stores. Those that this store must not act on are dropped: raft sends again what
-// matters. The data of the entries may be retained. Messages for a shard that is not here are dropped too.
+// matters. The data of the entries may be retained. Messages for a shard that is not here are dropped too; some make
+// the store create an uninitialised replica.
 func (s *Store) Step(msgs []wire.RaftMessage) {
 	scratch := keyScratch.Get().(*[]uint64)
 	keys := (*scratch)[:0]
@@ -37,7 +39,7 @@ func (s *Store) Step(msgs []wire.RaftMessage) {
 		m := &msgs[i]
 		r := s.mu.replicas[m.Shard]
 		if r == nil {
-			s.metrics.dropped("unknown-shard")
+			s.metrics.dropped(s.welcomeLocked(m))
 			continue
 		}
 		if why := r.refuse(m); why != "" {
@@ -62,6 +64,9 @@ func (s *Store) Step(msgs []wire.RaftMessage) {
 func (r *replica) refuse(m *wire.RaftMessage) string {
 	switch {
 	case m.To != r.id || m.ToStore != r.store.cfg.Store:
+		if m.To > r.id && m.ToStore == r.store.cfg.Store && creates(m.Msg.Type) {
+			r.newer.Store(true) // we have missed our removal, it seems
+		}
 		return "other-replica" // meant for an earlier or later replica of the shard on this store
 	case m.Msg.To != uint64(m.To) || m.Msg.From != uint64(m.From) || m.From == 0 || m.From == r.id:
 		return "address"
@@ -71,8 +76,13 @@ func (r *replica) refuse(m *wire.RaftMessage) string {
 		return "term" // raft takes it for a message of its own and checks no term; no replica ever sends one
 	case !wellFormed(&m.Msg):
 		return "entries"
+	case m.Msg.Type == raftpb.MsgApp && len(m.Msg.Entries) > 0 && r.store.spaceLevel() == engine.SpaceCritical:
+		return "disk-full" // before it reaches the log; the leader feeds it again when there is room
 	}
 	d := r.desc.Load()
+	if d == nil {
+		return refuseUninitialised(&m.Msg)
+	}
 	if from, ok := d.Replica(m.From); ok {
 		if from.Store != m.FromStore {
 			return "address"
@@ -174,6 +184,10 @@ func (r *replica) takeRequestsLocked() {
 
 // send puts one of raft's messages into the outbox with its full address.
 func (w *worker) send(r *replica, m *raftpb.Message) {
+	if m.Type == raftpb.MsgSnap {
+		w.sendSnapshot(r, m)
+		return
+	}
 	if !allowed(m.Type) {
 		return
 	}

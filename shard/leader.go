@@ -14,7 +14,8 @@ func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
 	l := *old
 	if rd.SoftState != nil {
 		l.leader = base.ReplicaID(rd.SoftState.Lead)
-		l.leads = rd.SoftState.RaftState == raft.StateLeader
+		r.worker.leads = rd.SoftState.RaftState == raft.StateLeader
+		l.leads = r.worker.leads && !r.worker.nonvoter
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {
 		l.term = rd.HardState.Term
@@ -23,6 +24,22 @@ func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
 	if l.leader != 0 {
 		l.store = r.storeOf(l.leader)
 	}
+	w.announce(r, old, l)
+}
+
+// publishRole follows a change of the configuration: a leader that is no voter any more takes no requests, though raft
+// still lets it lead (V13).
+func (w *worker) publishRole(r *replica) {
+	old := r.lead.Load()
+	l := *old
+	l.leads = r.worker.leads && !r.worker.nonvoter
+	if l.leader != 0 {
+		l.store = r.storeOf(l.leader)
+	}
+	w.announce(r, old, l)
+}
+
+func (w *worker) announce(r *replica, old *leadership, l leadership) {
 	if l == *old {
 		return
 	}
@@ -35,6 +52,7 @@ func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
 			a.Arg = uint64(t.to) // the election is on, and this is who called it
 		}
 		r.refuseReads(a)
+		r.loseTracked()
 		if !l.leads { // leading again at another term, queued writes are as good as new
 			r.refuseWrites(a)
 		}

@@ -29,7 +29,17 @@ type metrics struct {
 	refusal *prometheus.CounterVec
 	drops   *prometheus.CounterVec
 	faults  prometheus.Counter
+
+	truncations      prometheus.Counter
+	truncatedEntries prometheus.Counter
+	truncatedBytes   prometheus.Counter
+
 	leaders prometheus.Gauge
+
+	created, removed, installed, ignored prometheus.Counter
+	snapshots, snapshotFailures          prometheus.Counter
+	installSeconds                       prometheus.Histogram
+	declines                             *prometheus.CounterVec
 }
 
 func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
@@ -68,6 +78,22 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		refusal: vec("refused_total", "Requests refused at intake, by answer.", "code"),
 		drops:   vec("messages_dropped_total", "Raft messages dropped, by reason.", "reason"),
 		faults:  counter("faults_total", "Replicas that stopped because of an error."),
+
+		truncations:      counter("log_truncations_total", "Truncations of raft logs."),
+		truncatedEntries: counter("log_truncated_entries_total", "Log entries truncated."),
+		truncatedBytes:   counter("log_truncated_bytes_total", "Bytes of log entries truncated."),
+
+		created:   counter("replicas_created_total", "Replicas created, by a message or with a new shard."),
+		removed:   counter("replicas_removed_total", "Replicas removed."),
+		installed: counter("snapshots_installed_total", "Snapshots that became the state of a replica."),
+		ignored:   counter("snapshots_ignored_total", "Snapshots received whole that raft had no use for any more."),
+		snapshots: counter("snapshots_wanted_total", "Snapshots that leaders here have asked for."),
+		snapshotFailures: counter("snapshots_failed_total",
+			"Snapshots wanted here that the receiver declined or did not get."),
+		installSeconds: hist("snapshot_install_seconds",
+			"From a staged snapshot to its replica: parking, ingest and publishing.", seconds),
+		declines: vec("snapshots_declined_total", "Snapshots that this store did not take, by reason.", "reason"),
+
 		leaders: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shardd_shard_leaders", Help: "Shards led by this store.",
 		}),
@@ -80,7 +106,9 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 	}
 	reg.MustRegister(m.passes, m.passGroups, m.commits, m.commitGroups, m.commitWrites, m.commitBytes, m.syncSeconds,
 		m.proposals, m.commitSeconds, m.applied, m.applyEntries, m.applyGroups, m.readIndexes, m.readyReads,
-		m.busy, m.refusal, m.drops, m.faults, m.leaders)
+		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.truncations, m.truncatedEntries, m.truncatedBytes,
+		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines)
+	gauge("log_bytes", "Bytes of all raft logs.", func() float64 { return float64(s.totalLogBytes()) })
 	gauge("replicas", "Replicas on this store.", func() float64 {
 		s.mu.RLock()
 		defer s.mu.RUnlock()

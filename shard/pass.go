@@ -13,11 +13,14 @@ import (
 // visit steps one group and takes its Ready. A panic of raft stops this replica only (R9).
 func (w *worker) visit(r *replica) {
 	defer w.recoverFault(r)
+	if r.worker.still {
+		return // whoever parked it has it
+	}
 	if _, bad := r.faultReason(); bad {
 		w.cleanUp(r)
-		return
 	}
 	if r.worker.disposed {
+		w.tryPark(r)
 		return
 	}
 	if r.worker.inflight {
@@ -25,6 +28,9 @@ func (w *worker) visit(r *replica) {
 		if r.worker.inflight {
 			return // R1: the inbox buffers
 		}
+	}
+	if w.tryPark(r) {
+		return
 	}
 	w.step(r)
 	w.ready(r)
@@ -57,9 +63,9 @@ func (w *worker) step(r *replica) {
 	w.msgs, in.msgs = in.msgs, w.msgs[:0]
 	bytes := in.msgBytes
 	in.msgBytes = 0
-	unreachable, transfers, campaign := in.unreachable, in.transfers, in.campaign
+	unreachable, transfers, campaign, sent := in.unreachable, in.transfers, in.campaign, in.sent
 	r.worker.calls = append(r.worker.calls, in.calls...)
-	in.unreachable, in.transfers, in.calls, in.campaign = nil, nil, nil, false
+	in.unreachable, in.transfers, in.calls, in.campaign, in.sent = nil, nil, nil, false, nil
 	r.worker.asked = append(r.worker.asked, transfers...) // a panic of raft must not lose their callers
 	r.takeRequestsLocked()
 	in.Unlock()
@@ -68,6 +74,9 @@ func (w *worker) step(r *replica) {
 	for i := range w.msgs {
 		m := &w.msgs[i]
 		r.learnPeer(base.ReplicaID(m.msg.From), m.store)
+		if fromLeader(m.msg.Type) && m.msg.Term >= r.worker.term {
+			r.silent.Store(0)
+		}
 		// The errors are a response from a replica that was removed, or a refused proposal, which is never sent to us.
 		_ = rn.Step(m.msg)
 	}
@@ -75,11 +84,20 @@ func (w *worker) step(r *replica) {
 	for _, id := range unreachable {
 		rn.ReportUnreachable(uint64(id))
 	}
-	for n := r.worker.ticks; n > 0; n-- {
-		rn.Tick()
+	if len(sent) > 0 {
+		w.takeSent(r, sent)
+	}
+	if len(r.worker.reports) > 0 {
+		w.report(r, r.worker.ticks)
+	}
+	if r.worker.ticks > 0 {
+		w.tickRaft(r, r.worker.ticks)
 	}
 	if r.worker.transfer != nil {
 		w.tickTransfer(r, r.worker.ticks)
+	}
+	if r.worker.ticks > 0 {
+		w.tickMembership(r, r.worker.ticks)
 	}
 	if r.worker.ticks > 0 && w.stalled {
 		w.handOver(r)
@@ -113,6 +131,9 @@ func (w *worker) ready(r *replica) {
 		return
 	}
 	rd := rn.Ready()
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		panic("raft took a snapshot that is not on disk") // it is only ever told of one that is
+	}
 	termOrVote := false
 	if !raft.IsEmptyHardState(rd.HardState) {
 		termOrVote = rd.HardState.Term != r.worker.term || rd.HardState.Vote != r.worker.vote
@@ -120,6 +141,9 @@ func (w *worker) ready(r *replica) {
 		r.commit.Store(rd.HardState.Commit)
 	}
 	writes := w.bind(r, rd.Entries)
+	if len(r.worker.tracked) > 0 {
+		w.bindTracked(r, rd.Entries)
+	}
 	w.publishLeader(r, &rd)
 	for i := range rd.ReadStates {
 		w.confirm(r, &rd.ReadStates[i])
@@ -208,4 +232,9 @@ func (w *worker) sendAll(r *replica, msgs []raftpb.Message) {
 	for i := range msgs {
 		w.send(r, &msgs[i])
 	}
+}
+
+// fromLeader reports whether only a leader sends such messages.
+func fromLeader(t raftpb.MessageType) bool {
+	return t == raftpb.MsgApp || t == raftpb.MsgHeartbeat || t == raftpb.MsgSnap
 }

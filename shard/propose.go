@@ -56,7 +56,7 @@ func (s *Store) Write(reqs []WriteRequest) {
 	now := s.clock.Boot()
 	for i := range reqs {
 		req := &reqs[i]
-		r := s.lookup(req.Shard)
+		r := s.serving(req.Shard)
 		if r == nil {
 			s.metrics.refused(wire.ShardNotFound)
 			req.Waiter.Complete(req.Req, wire.Answer{Code: wire.ShardNotFound, Req: req.Req})
@@ -93,6 +93,9 @@ func (r *replica) admit(req *WriteRequest, now time.Duration) (wire.Answer, bool
 	}
 	if !r.serves(&op, req.Version) {
 		return r.epochMismatch(), false
+	}
+	if why := s.refuseForSpace(&op); why != "" && r.lead.Load().leads {
+		return answerText(wire.DiskFull, why), false
 	}
 	req.Deadline = s.deadline(req.Deadline, now)
 	size := int64(len(req.Raw))
@@ -164,7 +167,7 @@ func (r *replica) refuseWrites(a wire.Answer) {
 func (w *worker) propose(r *replica) {
 	rw, s := &r.worker, w.store
 	st := rw.rn.BasicStatus()
-	if st.RaftState != raft.StateLeader {
+	if st.RaftState != raft.StateLeader || rw.nonvoter {
 		if st.Lead != 0 && r.lead.Load().leads {
 			// Stepped down in this very pass; the answer should name the new leader.
 			r.refuseWrites(wire.Answer{Code: wire.NotLeader, Arg: uint64(r.storeOf(base.ReplicaID(st.Lead)))})

@@ -48,7 +48,7 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 	now := s.clock.Boot()
 	for i := range reqs {
 		req := &reqs[i]
-		r := s.lookup(req.Shard)
+		r := s.serving(req.Shard)
 		if r == nil {
 			s.metrics.refused(wire.ShardNotFound)
 			req.Waiter.Complete(req.Req, wire.Answer{Code: wire.ShardNotFound, Req: req.Req})
@@ -115,7 +115,7 @@ func (r *replica) completeReads(reqs []ReadRequest, a wire.Answer) {
 func (w *worker) askIndex(r *replica) {
 	rw := &r.worker
 	st := rw.rn.BasicStatus()
-	if st.RaftState != raft.StateLeader {
+	if st.RaftState != raft.StateLeader || rw.nonvoter { // V13: raft would answer it, alone
 		r.refuseReads(r.notLeader())
 		return
 	}

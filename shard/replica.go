@@ -14,8 +14,10 @@ import (
 	"github.com/shardd/shardd/shard/apply"
 )
 
-// replica is one member of one raft group on this store. It exists from boot or Create until the process ends.
+// replica is one member of one raft group on this store, in one of its states (life.go): a snapshot puts another object
+// in its place.
 //
+// INVARIANT(still): while worker.still, raft and log belong to whoever parked the replica.
 // INVARIANT(home): only the worker that owns the shard touches worker, and only the apply worker touches machine.
 // INVARIANT(inflight): while worker.inflight, nothing is stepped into worker.rn (R1).
 // INVARIANT(applied): applied never exceeds the index of the last committed batch of the state machine.
@@ -23,13 +25,22 @@ type replica struct {
 	store *Store
 	shard base.ShardID
 	id    base.ReplicaID
+	born  time.Duration // this object, on Clock.Boot
 
 	// Published: written by the owner, read by anyone.
-	desc    atomic.Pointer[base.Descriptor]
+	desc    atomic.Pointer[base.Descriptor] // nil for ever: uninitialised
 	lead    atomic.Pointer[leadership]
 	commit  atomic.Uint64
 	applied atomic.Uint64
 	faulted atomic.Pointer[string] // reason; set once
+	newer   atomic.Bool            // somebody writes to a newer replica of the shard on this store
+	silent  atomic.Int64           // ticks since the last word from a leader
+	parking atomic.Bool            // in.park is set
+
+	size struct { // of the data on disk
+		bytes atomic.Uint64
+		at    atomic.Int64 // when it was measured, on Clock.Boot; 0 never
+	}
 
 	in     inbox
 	wait   waiting
@@ -40,7 +51,7 @@ type replica struct {
 		applied engine.AppliedState // of the last committed apply batch
 	}
 
-	machine *apply.Machine // apply worker only
+	machine *apply.Machine // apply worker only; nil if uninitialised
 
 	worker replicaWorker
 }
@@ -50,7 +61,8 @@ type replicaWorker struct {
 	rn       *raft.RawNode
 	log      *engine.Log
 	peers    []peer // where replicas live: the descriptor's, and those learned from messages
-	disposed bool   // faulted and cleaned up, or stopped
+	disposed bool   // faulted and cleaned up, replaced, removed or stopped
+	still    bool   // parked: nothing is stepped
 
 	term          uint64 // raft's current term
 	vote          uint64
@@ -75,8 +87,20 @@ type replicaWorker struct {
 	reads       []ReadRequest  // on no read index yet
 	indexes     []readIndex    // asked for, oldest first
 	transfer    *transfer
+	sending     []sendingSnapshot
+	reports     []snapshotReport
 	asked       []transferRequest // taken from the inbox, not started
 	calls       []func(*replica)  // taken from the inbox, not run
+
+	leads      bool           // raft says so; lead is what requests are told
+	nonvoter   bool           // by the applied configuration (V13)
+	change     *changeRequest // waits for its checks to pass
+	tracked    []*tracked     // conf changes and verifications proposed here
+	confIndex  uint64         // of the last conf change proposed here
+	joint      jointState
+	shedWait   int // ticks until the leadership is given away again
+	compaction compaction
+	history    confHistory
 }
 
 type peer struct {
@@ -104,7 +128,10 @@ type inbox struct {
 	transfers   []transferRequest
 	calls       []func(*replica) // run on the worker between two Readys
 	confs       []confResult
+	sent        []snapshotDone
+	park        func(ok bool)
 	campaign    bool
+	gone        bool // no worker looks here any more
 
 	msgBytes   int64
 	writeBytes atomic.Int64 // unproposed, here and in worker.writes
@@ -159,7 +186,7 @@ func (s *Store) deadline(d, now time.Duration) time.Duration {
 // notLeader is the answer that sends a client to the leader.
 func (r *replica) notLeader() wire.Answer {
 	a := wire.Answer{Code: wire.NotLeader}
-	if l := r.lead.Load(); !l.leads {
+	if l := r.lead.Load(); !l.leads && l.leader != r.id { // V13: a leader that is no voter serves nobody
 		a.Arg = uint64(l.store)
 	}
 	return a
@@ -169,6 +196,7 @@ func (r *replica) epochMismatch() wire.Answer {
 	return wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, r.desc.Load())}
 }
 
+// complete answers a request; only initialised replicas get any.
 func (r *replica) complete(w Waiter, req uint64, a wire.Answer) {
 	a.Req = req
 	a.Version = r.desc.Load().Epoch.Version

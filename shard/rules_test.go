@@ -124,9 +124,7 @@ func TestR2AReadyWithAConfChangeWaitsForApply(t *testing.T) {
 	lead := c.leader(7)
 	lead.hold = true
 	r := lead.store.lookup(7)
-	c.confChange(lead, 7, raftpb.ConfChangeV2{
-		Changes: []raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddLearnerNode, NodeID: 9}},
-	})
+	c.confChange(lead, 7, confContext{confVer: 1, ops: []confOp{{AddLearner, 4, 9}}})
 	c.settle()
 	if !r.worker.inflight || r.worker.confs != 1 {
 		t.Fatalf("in flight %t with %d conf changes, want the Ready held until apply has run",
@@ -149,8 +147,8 @@ func TestR2AReadyWithAConfChangeWaitsForApply(t *testing.T) {
 		c.crash(c.nodes[id], 100)
 		c.start(c.nodes[id])
 		st, _ := c.nodes[id].store.Status(7)
-		if len(st.Conf.Learners) != 1 || st.Conf.Learners[0] != 9 {
-			t.Fatalf("store %s restarts with %v", id, st.Conf)
+		if len(st.Conf.Learners) != 1 || st.Conf.Learners[0] != 4 || shape(st.Desc) != "2 next 5: 1v 2v 3v 4l" {
+			t.Fatalf("store %s restarts with %v, %s", id, st.Conf, st.Desc)
 		}
 	}
 }
@@ -158,28 +156,38 @@ func TestR2AReadyWithAConfChangeWaitsForApply(t *testing.T) {
 func TestR8AnInvalidConfChangeIsRefusedByAllAndFaultsNobody(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
-	c.confChange(c.leader(7), 7, raftpb.ConfChangeV2{Changes: []raftpb.ConfChangeSingle{
-		{Type: raftpb.ConfChangeRemoveNode, NodeID: 1}, {Type: raftpb.ConfChangeRemoveNode, NodeID: 2},
-		{Type: raftpb.ConfChangeRemoveNode, NodeID: 3},
-	}, Transition: raftpb.ConfChangeTransitionJointExplicit})
+	lead := c.leader(7)
+	c.confChange(lead, 7, confContext{confVer: 1, ops: []confOp{{Demote, 1, 1}, {Demote, 2, 2}, {Demote, 3, 3}}})
 	c.put(7, "a", "1")
-	c.everywhere(7, "a", "1")
+	lead.store.call(lead.store.lookup(7), func(r *replica) { // of a binary before contexts, or of none
+		cc := raftpb.ConfChangeV2{Changes: []raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddLearnerNode, NodeID: 9}}}
+		if err := r.worker.rn.ProposeConfChange(cc); err != nil {
+			t.Error(err)
+		}
+	})
+	c.put(7, "a", "2")
+	c.everywhere(7, "a", "2")
 	c.live(func(n *testNode) {
 		st, _ := n.store.Status(7)
-		if st.Faulted != "" || len(st.Conf.Voters) != 3 || len(st.Conf.VotersOutgoing) != 0 {
-			t.Errorf("store %s: %q %v", n.id, st.Faulted, st.Conf)
+		if st.Faulted != "" || len(st.Conf.Voters) != 3 || len(st.Conf.VotersOutgoing) != 0 ||
+			shape(st.Desc) != "1 next 4: 1v 2v 3v" {
+			t.Errorf("store %s: %q %v %s", n.id, st.Faulted, st.Conf, st.Desc)
 		}
 	})
 }
 
-func (c *cluster) confChange(n *testNode, shard base.ShardID, cc raftpb.ConfChangeV2) {
+// confChange proposes a change as it is, without the checks before a proposal.
+func (c *cluster) confChange(n *testNode, shard base.ShardID, cc confContext) (outcome chan error) {
 	c.t.Helper()
+	outcome = make(chan error, 1)
 	n.store.call(n.store.lookup(shard), func(r *replica) {
-		if err := r.worker.rn.ProposeConfChange(cc); err != nil {
+		done := func(_ *base.Descriptor, err error) { outcome <- err }
+		if err := n.store.workerOf(shard).proposeConf(r, &cc, done); err != nil {
 			c.t.Error(err)
 		}
 	})
 	c.settle()
+	return outcome
 }
 
 func TestR3AStateAppliedAboveTheStoredCommitIndexLoads(t *testing.T) {

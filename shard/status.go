@@ -17,13 +17,15 @@ import (
 
 // Summary is what a store reports about one replica.
 type Summary struct {
-	Desc    *base.Descriptor
+	Shard   base.ShardID
+	Desc    *base.Descriptor // nil: uninitialised, it waits for a snapshot
 	Replica base.ReplicaID
 	Leads   bool
 	Leader  base.StoreID // 0 if unknown
 	Term    uint64
 	Applied uint64
 	Stats   engine.Stats
+	Bytes   uint64 // of data on this disk, about, as of the last few seconds
 	Faulted string // reason, empty if healthy
 }
 
@@ -50,15 +52,34 @@ type Progress struct {
 	Match   uint64
 	Next    uint64
 	State   string // probe, replicate or snapshot
+	// PendingSnapshot is the index of the snapshot that the replica waits for, 0 if none.
+	PendingSnapshot uint64
 }
 
 func (r *replica) summary() Summary {
 	l := r.lead.Load()
 	why, _ := r.faultReason()
 	return Summary{
-		Desc: r.desc.Load(), Replica: r.id, Leads: l.leads, Leader: l.store, Term: l.term,
+		Shard: r.shard, Desc: r.desc.Load(), Replica: r.id, Bytes: r.dataBytes(), Leads: l.leads, Leader: l.store, Term: l.term,
 		Applied: r.applied.Load(), Stats: r.appliedState().Stats, Faulted: why,
 	}
+}
+
+// dataAge is how old the size of a replica's data may be: it takes a look at Pebble's tables.
+const dataAge = 10 * time.Second
+
+// dataBytes returns about how much the replica's data takes on disk.
+func (r *replica) dataBytes() uint64 {
+	d := r.desc.Load()
+	if d == nil {
+		return 0
+	}
+	now := r.store.clock.Boot()
+	if at := r.size.at.Load(); at == 0 || now-time.Duration(at) > dataAge {
+		r.size.bytes.Store(r.store.engine.ApproxBytes(d.Start, d.End))
+		r.size.at.Store(max(int64(now), 1))
+	}
+	return r.size.bytes.Load()
 }
 
 // Status returns the state of a shard's replica; false if there is none. It never waits for a worker.
@@ -72,7 +93,7 @@ func (s *Store) Status(shard base.ShardID) (Status, bool) {
 		Summary: r.summary(), Commit: r.commit.Load(), Stamp: st.Stamp, Conf: st.Conf,
 		QueuedBytes: r.in.writeBytes.Load(), ApplyBytes: r.handed.bytes.Load(), Reads: r.in.readCount.Load(),
 	}
-	if r.worker.log != nil { // set once, before the replica is published
+	if r.worker.log != nil { // set once, before this object is published
 		out.FirstIndex, out.LastIndex = r.worker.log.Bounds()
 		out.LogBytes = r.worker.log.Bytes()
 	}
@@ -107,6 +128,7 @@ func (r *replica) progress() []Progress {
 		p := Progress{
 			Replica: rid, Store: r.storeOf(rid), Learner: typ == raft.ProgressTypeLearner,
 			Active: pr.RecentActive || rid == r.id, Match: pr.Match, Next: pr.Next,
+			PendingSnapshot: pr.PendingSnapshot,
 		}
 		switch pr.State {
 		case tracker.StateProbe:
@@ -124,13 +146,7 @@ func (r *replica) progress() []Progress {
 
 // Summaries returns one entry per replica, by shard.
 func (s *Store) Summaries() []Summary {
-	s.mu.RLock()
-	all := make([]*replica, 0, len(s.mu.replicas))
-	for _, r := range s.mu.replicas {
-		all = append(all, r)
-	}
-	s.mu.RUnlock()
-	slices.SortFunc(all, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
+	all := s.all()
 	out := make([]Summary, len(all))
 	for i, r := range all {
 		out[i] = r.summary()

@@ -27,8 +27,8 @@ type Store struct {
 	mu struct {
 		sync.RWMutex
 		replicas map[base.ShardID]*replica
-		marks    map[base.ShardID]engine.ReplicaMark // every mark, with or without a replica
-		creating map[base.ShardID]*creation
+		dead     map[base.ShardID]engine.ReplicaMark // a cache: marks of removed replicas
+		busy     map[base.ShardID]*boundary          // shards under a boundary step
 		stopped  bool
 	}
 
@@ -36,6 +36,7 @@ type Store struct {
 	workers   []*worker
 	applyPool *sched.Pool
 	appliers  []*applyWorker
+	life      life
 
 	// used is what the store-wide limits count.
 	used struct {
@@ -43,8 +44,14 @@ type Store struct {
 	}
 	proposals atomic.Uint64 // ids, unique in this incarnation
 	contexts  atomic.Uint64 // of read indexes, unique in this incarnation
+	sends     atomic.Uint64 // ids of snapshots in flight
 	started   atomic.Bool
 	stalled   atomic.Bool // the disk has not synced for a while, as of the last tick
+
+	space            atomic.Uint32          // engine.SpaceLevel
+	declineSnapshots atomic.Pointer[string] // why none is accepted; nil: they are
+	paused           atomic.Bool            // leads only where nobody else can
+	logBytes         []atomic.Uint64        // of the raft logs, by worker, as of its last tick
 }
 
 // controlKey returns the key that wakes worker i of n without naming a shard: ids never come near it.
@@ -62,9 +69,11 @@ func New(cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, engine: cfg.Engine, clock: cfg.Clock, log: cfg.Logger}
 	s.mu.replicas = make(map[base.ShardID]*replica)
-	s.mu.marks = make(map[base.ShardID]engine.ReplicaMark)
-	s.mu.creating = make(map[base.ShardID]*creation)
+	s.mu.dead = make(map[base.ShardID]engine.ReplicaMark)
+	s.mu.busy = make(map[base.ShardID]*boundary)
+	s.life.init()
 	s.pool = sched.New(cfg.Workers, func(i int, keys []uint64) { s.workers[i].process(keys) })
+	s.logBytes = make([]atomic.Uint64, cfg.Workers)
 	for i := range cfg.Workers {
 		s.workers = append(s.workers, newWorker(s, i))
 	}
@@ -88,6 +97,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.pool.Run(ctx) })
 	wg.Go(func() { _ = s.applyPool.Run(ctx) })
+	wg.Go(func() { s.runLife(ctx) })
 	wg.Go(func() { s.tickLoop(ctx) })
 	wg.Wait()
 	s.stop()
@@ -118,8 +128,9 @@ func (s *Store) TickAll() {
 	}
 }
 
-// Poll runs one pass of every worker and apply worker on the caller's goroutine and reports whether there was
-// anything to do. For tests that own the schedule; it must not be mixed with Run. Syncs still finish on the engine's
+// Poll runs one pass of every worker and apply worker, and what the life-cycle goroutine has to do, on the caller's
+// goroutine and reports whether there was anything to do. For tests that own the schedule; it must not be mixed with
+// Run. Syncs still finish on the engine's
 // goroutine.
 func (s *Store) Poll() (worked bool) {
 	for i := range s.workers {
@@ -128,7 +139,7 @@ func (s *Store) Poll() (worked bool) {
 	for i := range s.appliers {
 		worked = s.applyPool.Poll(i) || worked
 	}
-	return worked
+	return s.pollLife() || worked
 }
 
 // stop ends every replica after the pools have stopped: nobody else touches worker-owned state any more.
@@ -139,7 +150,15 @@ func (s *Store) stop() {
 	for _, r := range s.mu.replicas {
 		all = append(all, r)
 	}
+	var steps []*boundary
+	for _, op := range s.mu.busy {
+		steps = append(steps, op)
+	}
 	s.mu.Unlock()
+	s.life.close()
+	for _, op := range steps {
+		s.finish(op, ErrStopping)
+	}
 	for _, r := range all {
 		r.dispose(wire.Unavailable, "store is stopping", ErrStopping)
 		r.dropHanded("store is stopping")
@@ -155,7 +174,7 @@ func (s *Store) lookup(id base.ShardID) *replica {
 
 // find is lookup with the error for callers.
 func (s *Store) find(id base.ShardID) (*replica, error) {
-	r := s.lookup(id)
+	r := s.serving(id)
 	if r == nil {
 		return nil, &NotFoundError{Shard: id}
 	}

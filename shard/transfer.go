@@ -23,6 +23,7 @@ const maxTransferLag = 4096
 // transferRequest asks to move the leadership to a store; 0 means whichever voter is the most advanced.
 type transferRequest struct {
 	to   base.StoreID
+	fit  func(base.StoreID) bool      // for whichever voter: which stores it may be on; nil for all
 	done func(term uint64, err error) // called once, must not block
 }
 
@@ -31,6 +32,7 @@ type transfer struct {
 	to      base.StoreID // 0 until chosen
 	target  base.ReplicaID
 	any     bool
+	fit     func(base.StoreID) bool
 	term    uint64 // at the start
 	started bool
 	ticks   int    // left
@@ -50,6 +52,10 @@ func (t *transfer) fail(reason string) {
 
 // startTransfer takes a request on the worker.
 func (w *worker) startTransfer(r *replica, req transferRequest) {
+	if r.uninitialised() {
+		req.done(0, &NotLeaderError{Shard: r.shard})
+		return
+	}
 	st := r.worker.rn.BasicStatus()
 	d := r.desc.Load()
 	switch {
@@ -73,7 +79,7 @@ func (w *worker) startTransfer(r *replica, req transferRequest) {
 		return
 	}
 	t := &transfer{
-		shard: r.shard, to: req.to, any: req.to == 0, ticks: w.store.cfg.ElectionTick,
+		shard: r.shard, to: req.to, any: req.to == 0, fit: req.fit, ticks: w.store.cfg.ElectionTick,
 		waiters: []func(uint64, error){req.done},
 	}
 	if !t.any {
@@ -92,31 +98,37 @@ func (w *worker) startTransfer(r *replica, req transferRequest) {
 // activity check, a healthy target may take a heartbeat to qualify.
 func (w *worker) tryTransfer(r *replica) {
 	t := r.worker.transfer
-	last := uint64(0)
-	r.worker.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if base.ReplicaID(id) == r.id {
-			last = pr.Match
-		}
-	})
+	d := r.desc.Load()
+	first, _ := r.worker.log.FirstIndex()
+	last := r.lastIndex()
 	var best tracker.Progress
 	var bestID base.ReplicaID
+	var bestRole base.Role
 	others := false
 	r.worker.rn.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
 		rid := base.ReplicaID(id)
 		if rid == r.id {
 			return
 		}
-		if typ == raft.ProgressTypePeer {
-			others = true
-		}
+		rep, _ := d.Replica(rid)
 		if !t.any {
 			if rid == t.target {
-				best, bestID = pr, rid
+				best, bestID, bestRole = pr, rid, rep.Role
 			}
 			return
 		}
-		if typ == raft.ProgressTypePeer && pr.RecentActive && follows(&pr, last) && (bestID == 0 || pr.Match > best.Match) {
-			best, bestID = pr, rid
+		if typ != raft.ProgressTypePeer || rep.Role == base.RoleOutgoing || (t.fit != nil && !t.fit(rep.Store)) {
+			return
+		}
+		others = true
+		if !pr.RecentActive || !follows(&pr, last) || needsSnapshot(&pr, first) {
+			return
+		}
+		// One that is a voter for certain goes before one that may not have heard yet that it becomes one.
+		stays := rep.Role == base.RoleVoter
+		if bestID == 0 || (stays && bestRole != base.RoleVoter) ||
+			(stays == (bestRole == base.RoleVoter) && pr.Match > best.Match) {
+			best, bestID, bestRole = pr, rid, rep.Role
 		}
 	})
 	switch {
@@ -131,6 +143,12 @@ func (w *worker) tryTransfer(r *replica) {
 		return
 	case best.IsLearner:
 		w.endTransfer(r, "the target is a learner")
+		return
+	case bestRole == base.RoleOutgoing:
+		w.endTransfer(r, "the target becomes a learner when the shard leaves its joint configuration")
+		return
+	case needsSnapshot(&best, first):
+		w.endTransfer(r, "the target needs a snapshot first")
 		return
 	case !best.RecentActive:
 		t.reason = "the target has not been heard of recently"
@@ -196,7 +214,7 @@ func (w *worker) handOver(r *replica) {
 func (w *worker) transferSaw(r *replica, l *leadership) {
 	t := r.worker.transfer
 	switch {
-	case l.leader == 0 || l.leads:
+	case l.leader == 0 || l.leader == r.id:
 		return // the election is on, or nothing has happened yet
 	case t.started && l.leader == t.target && l.term > t.term:
 		r.worker.transfer = nil
@@ -291,4 +309,4 @@ func alone(err error) bool {
 	return errors.As(err, &t) && t.To == 0 && t.Reason == reasonAlone
 }
 
-const reasonAlone = "the shard has no other voter"
+const reasonAlone = "the shard has no other voter that may lead"

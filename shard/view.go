@@ -16,7 +16,7 @@ const maxScanBytes = 4 << 20
 // read, ReadIndex has completed with OK before. Order (V6): the view is opened, then the published descriptor is
 // loaded and checked, then the view is read; a range that was given away before the view was opened is refused.
 func (s *Store) Read(op *wire.Op, buf []byte) []byte {
-	r := s.lookup(op.Shard)
+	r := s.serving(op.Shard)
 	if r == nil {
 		return appendAnswer(buf, op, 0, wire.Answer{Code: wire.ShardNotFound})
 	}
@@ -138,9 +138,9 @@ func (s *Store) pageBytes(asked uint32) int {
 	return int(min(asked, maxScanBytes))
 }
 
-// Descriptor returns the published descriptor of a shard that has a replica here.
+// Descriptor returns the published descriptor of a shard that has an initialised replica here.
 func (s *Store) Descriptor(shard base.ShardID) (*base.Descriptor, bool) {
-	r := s.lookup(shard)
+	r := s.serving(shard)
 	if r == nil {
 		return nil, false
 	}

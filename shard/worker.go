@@ -19,9 +19,11 @@ type worker struct {
 
 	mu struct {
 		sync.Mutex
-		synced  []*pass
-		created []*replica
-		ticks   int
+		synced   []*pass
+		created  []*replica
+		left     []leaving  // before created: a new object may stand for an old one
+		released []*replica // from standing still
+		ticks    int
 	}
 
 	// The rest belongs to process.
@@ -29,16 +31,22 @@ type worker struct {
 	byShard  map[uint64]*replica
 	active   []*replica // of the pass at hand
 	parked   []*replica // wait for a sync to finish
+	stopped  []func()   // wait for the end of the pass: replicas that stand still
 	passes   uint64
 	stalled  bool  // the disk has not synced for a while
 	pass     *pass // being built, nil until a group has something to sync
 	syncing  int   // passes whose sync is under way
 	now      time.Duration
 	out      outbox
-	msgs     []inMessage // scratch of step
-	free     []*pass
-	synced   []*pass    // scratch of collect
-	created  []*replica // scratch of collect
+	// truncations collects those of a pass; logLevel is the budget that the store's cap leaves to a log.
+	truncations *engine.Batch
+	logLevel    uint64
+	msgs        []inMessage // scratch of step
+	free        []*pass
+	synced      []*pass    // scratch of collect
+	created     []*replica // scratch of collect
+	left        []leaving  // scratch of collect
+	released    []*replica // scratch of collect
 }
 
 // pass is one synced commit and the groups that wait for it.
@@ -58,13 +66,6 @@ func newWorker(s *Store, i int) *worker {
 
 func (s *Store) workerOf(id base.ShardID) *worker { return s.workers[s.pool.Worker(uint64(id))] }
 
-// adopt gives the worker a replica that boot or Create has made.
-func (w *worker) adopt(r *replica) {
-	w.mu.Lock()
-	w.mu.created = append(w.mu.created, r)
-	w.mu.Unlock()
-}
-
 // process is one pass: first what syncs, ticks and creations have brought, then the groups, in shard order.
 func (w *worker) process(keys []uint64) {
 	s := w.store
@@ -80,6 +81,7 @@ func (w *worker) process(keys []uint64) {
 	if !w.mayStart(len(w.active)) {
 		w.park()
 		w.out.flush(s.cfg.Sender) // what finished syncs released
+		w.runStopped()
 		return
 	}
 	slices.SortFunc(w.active, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
@@ -97,6 +99,7 @@ func (w *worker) process(keys []uint64) {
 	}
 	s.metrics.passes.Inc()
 	s.metrics.passGroups.Observe(float64(len(w.active)))
+	w.commitTruncations()
 	// Before the commit: the appends of R1 travel while the disk works. The one flush also carries what did not need a
 	// sync and what earlier syncs released, so that a peer gets one frame per pass.
 	w.out.flush(s.cfg.Sender)
@@ -105,6 +108,7 @@ func (w *worker) process(keys []uint64) {
 		w.pass = nil
 		w.commit(p)
 	}
+	w.runStopped()
 }
 
 // collect takes over what other goroutines left for the worker.
@@ -112,10 +116,21 @@ func (w *worker) collect() {
 	w.mu.Lock()
 	w.synced, w.mu.synced = w.mu.synced, w.synced[:0]
 	w.created, w.mu.created = w.mu.created, w.created[:0]
+	w.left, w.mu.left = w.mu.left, w.left[:0]
+	w.released, w.mu.released = w.mu.released, w.released[:0]
 	ticks := w.mu.ticks
 	w.mu.ticks = 0
 	w.mu.Unlock()
 
+	for i := range w.left {
+		w.retire(&w.left[i])
+	}
+	clear(w.left)
+	for _, r := range w.released {
+		r.worker.still = false
+		w.activate(r)
+	}
+	clear(w.released)
 	for _, r := range w.created {
 		at, _ := slices.BinarySearchFunc(w.replicas, r.shard, func(r *replica, id base.ShardID) int {
 			return cmp.Compare(r.shard, id)
@@ -142,10 +157,12 @@ func (w *worker) collect() {
 		ok, _ := w.store.SyncHealthy()
 		w.stalled = !ok
 		w.store.stalled.Store(!ok)
+		w.levelLogs()
 		for _, r := range w.replicas {
 			if r.worker.disposed {
 				continue
 			}
+			r.silent.Add(int64(ticks))
 			r.worker.ticks = min(r.worker.ticks+ticks, limit)
 			w.sweep(r)
 			w.activate(r)
@@ -153,8 +170,18 @@ func (w *worker) collect() {
 	}
 }
 
+// runStopped tells who parked replicas that they stand still: everything that this worker has written about them is in
+// the engine's log by now.
+func (w *worker) runStopped() {
+	for i, f := range w.stopped {
+		w.stopped[i] = nil
+		f()
+	}
+	w.stopped = w.stopped[:0]
+}
+
 func (w *worker) activate(r *replica) {
-	if r.worker.visited != w.passes && !r.worker.disposed {
+	if r.worker.visited != w.passes && (!r.worker.disposed || r.parking.Load()) {
 		r.worker.visited = w.passes
 		w.active = append(w.active, r)
 	}

@@ -56,7 +56,7 @@ func (c *clientDB) Scan(ctx context.Context, start []byte, count int, visit func
 }
 
 // ErrorClass names the kind of an error in one word, for counting: integrity, timeout, canceled, not_found, ambiguous,
-// unavailable, overloaded, invalid, closed or other.
+// unavailable, overloaded, disk_full, invalid, closed or other.
 func ErrorClass(err error) string {
 	// Ambiguous comes before the context's errors, which it may wrap: what happened to the write matters more than why.
 	for _, c := range []struct {
@@ -64,7 +64,7 @@ func ErrorClass(err error) string {
 		name string
 	}{
 		{ErrIntegrity, "integrity"}, {client.ErrAmbiguous, "ambiguous"}, {client.ErrNotFound, "not_found"},
-		{client.ErrOverloaded, "overloaded"}, {client.ErrUnavailable, "unavailable"}, {client.ErrInvalid, "invalid"},
+		{client.ErrOverloaded, "overloaded"}, {client.ErrDiskFull, "disk_full"}, {client.ErrUnavailable, "unavailable"}, {client.ErrInvalid, "invalid"},
 		{client.ErrOutOfRange, "invalid"}, {client.ErrClosed, "closed"},
 		{context.DeadlineExceeded, "timeout"}, {context.Canceled, "canceled"},
 	} {

@@ -52,7 +52,7 @@ func (f *fake) ListShards(_ context.Context, r *sharddv1.ListShardsRequest) (*sh
 	return resp, nil
 }
 
-func start(t *testing.T, f *fake) string {
+func start(t *testing.T, f sharddv1.AdminServiceServer) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -73,8 +73,8 @@ var (
 	slow  = pace{limit: time.Minute}
 )
 
-// call asks the endpoints in order until one gives an answer that is not "unavailable". All calls of AdminService are
-// idempotent, so asking the next one is safe.
+// call asks the endpoints in order until one gives an answer that is not "unavailable". All calls of AdminService but
+// StartJob are idempotent, so asking the next one is safe.
 func call[R any](ctx context.Context, c *Client, name string, p pace,
 	do func(context.Context, grpc.ClientConnInterface) (R, error)) (R, error) {
 	var zero R

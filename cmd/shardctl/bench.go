@@ -33,7 +33,7 @@ func newBench(o *conn) *cobra.Command {
 		Long: `The YCSB core workloads A to F, with the request distributions, key names, record sizes and property names of
 the published benchmark. "load" inserts the records, "run" runs the operation mix on them, "splits" prints the keys that
 divide the records evenly into shards.`,
-		Example: `  shardctl bench ycsb splits --shards 16 | shardctl init --nodes a:7400,b:7400,c:7400 --splits-file -
+		Example: `  shardctl bench ycsb splits --shards 16 | shardctl init a:7400 b:7400 c:7400 --splits-file -
   shardctl bench ycsb load --workload a --records 100000 --threads 64
   shardctl bench ycsb run --workload a --records 100000 --threads 64 --duration 1m
   shardctl bench ycsb run -P workloada -p requestdistribution=uniform --target 5000 --duration 30s`,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,17 +27,21 @@ type initFlags struct {
 func newInit(o *conn) *cobra.Command {
 	var f initFlags
 	c := &cobra.Command{
-		Use:   "init [--nodes A,B,C] [--shards N | --split KEY ... | --splits-file FILE]",
-		Short: "Make a cluster of waiting nodes",
-		Long: `Make a cluster of waiting nodes. Each shard gets a replica on each of them.
+		Use:   "init [ADDR ...] [--shards N | --split KEY ... | --splits-file FILE]",
+		Short: "Make a cluster of one waiting node, or of several",
+		Long: `Make a cluster. With one address, or none (the first endpoint is taken then), that node holds the only replica of each
+shard: a cluster that begins small and grows. Nodes join it at any time (shardd start --join ADDR), and shards are given
+replicas on them (shardctl shards add-replica). With several addresses, of nodes that all wait, each shard gets a replica
+on each of them from the start.
 
 Repeating it is safe: if the cluster exists it is left alone. --shards divides the keys evenly by their first two bytes,
 which suits keys whose first bytes are spread evenly. Keys that share a prefix need their own splits: --split or
 --splits-file, one key a line (quoted as shardctl prints them, or hex digits with --hex; - reads standard input).`,
-		Example: `  shardctl init --nodes 127.0.0.1:7400,127.0.0.1:7401,127.0.0.1:7402 --shards 16
-  shardctl init --nodes a:7400,b:7400,c:7400 --split g --split n --split t
-  shardctl bench ycsb splits --shards 16 | shardctl init --nodes a:7400,b:7400,c:7400 --splits-file -`,
-		RunE: func(c *cobra.Command, _ []string) error {
+		Example: `  shardctl init 127.0.0.1:7400 --shards 16
+  shardctl init a:7400 b:7400 c:7400 --split g --split n --split t
+  shardctl bench ycsb splits --shards 16 | shardctl init a:7400 b:7400 c:7400 --splits-file -`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
 			asJSON, err := o.json()
 			if err != nil {
 				return err
@@ -45,13 +50,15 @@ which suits keys whose first bytes are spread evenly. Keys that share a prefix n
 			if err != nil {
 				return err
 			}
-			nodes := f.nodes
-			if len(nodes) == 0 {
-				nodes = o.endpoints
+			nodes, err := f.addresses(args, o.endpoints)
+			if err != nil {
+				return err
 			}
 			// The nodes themselves are asked, so that --endpoints is not needed as well.
 			asked := *o
-			asked.endpoints = nodes
+			if len(args)+len(f.nodes) > 0 {
+				asked.endpoints = nodes
+			}
 			return asked.withAdmin(c, func(ctx context.Context, a *admin.Client) error {
 				r, err := a.Init(ctx, nodes, splits)
 				if err != nil {
@@ -66,12 +73,15 @@ which suits keys whose first bytes are spread evenly. Keys that share a prefix n
 					state = "existed before, left as it is"
 				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "cluster %s: %s, %d shards\n", r.GetClusterId(), state, r.GetShards())
+				if err == nil && len(nodes) == 1 && !r.GetExisted() {
+					_, err = fmt.Fprintf(c.OutOrStdout(), growText, nodes[0])
+				}
 				return err
 			})
 		},
 	}
 	fl := c.Flags()
-	fl.StringSliceVar(&f.nodes, "nodes", nil, "addresses of the nodes, separated by commas (default: --endpoints)")
+	fl.StringSliceVar(&f.nodes, "nodes", nil, "addresses of the nodes, separated by commas; the same as ADDR ...")
 	fl.IntVar(&f.shards, "shards", 0, "divide the keys evenly by their first two bytes into this many shards")
 	fl.StringArrayVar(&f.splits, "split", nil, "a key at which a shard begins; may be repeated")
 	fl.StringVar(&f.file, "splits-file", "", "file of such keys, one a line; - is standard input")
@@ -79,6 +89,30 @@ which suits keys whose first bytes are spread evenly. Keys that share a prefix n
 	c.MarkFlagsMutuallyExclusive("shards", "split")
 	c.MarkFlagsMutuallyExclusive("shards", "splits-file")
 	return c
+}
+
+// growText says how a cluster of one node becomes one that outlives the loss of a node.
+const growText = `Every shard has its only replica on this node. To grow, join two more nodes and give each shard replicas on them,
+the system's own (s1) first:
+  shardd start --data-dir DIR --listen ADDR --join %s
+  shardctl shards add-replica s1 --to n2
+`
+
+// addresses are the nodes named as arguments or by --nodes, else the first endpoint.
+func (f *initFlags) addresses(args, endpoints []string) ([]string, error) {
+	switch {
+	case len(args) > 0 && len(f.nodes) > 0:
+		return nil, cli.Usagef("addresses are given twice: as arguments and by --nodes")
+	case len(args) == 0 && len(f.nodes) == 0:
+		return endpoints[:1], nil
+	}
+	nodes := append(args, f.nodes...)
+	for _, n := range nodes {
+		if !strings.Contains(n, ":") {
+			return nil, cli.Usagef("address %q is not host:port (such as %s)", n, defaultEndpoint)
+		}
+	}
+	return nodes, nil
 }
 
 func (f *initFlags) keys(in io.Reader) ([][]byte, error) {

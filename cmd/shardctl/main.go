@@ -44,7 +44,7 @@ func newRoot(getenv func(string) string) *cobra.Command {
 		Long: `Make, inspect and use a Shardd cluster.
 
 Any node of the cluster can be asked; several endpoints let shardctl go on while one is down. Nodes are named n1, n2
-and so on, shards s1, s2; the plain number works too.
+and so on, shards s1, s2, jobs j1, j2; the plain number works too.
 
 Exit codes:
    0  ok
@@ -54,17 +54,20 @@ Exit codes:
    4  unhealthy
    5  timed out
    6  conflict: a condition did not hold, nothing was written
-   7  unreachable: no endpoint answered`,
+   7  unreachable: no endpoint answered
+   8  the job was cancelled
+ 130  Ctrl-C while a job was watched; the job goes on`,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return o.check() },
 	}
 	f := root.PersistentFlags()
 	f.StringSliceVar(&o.endpoints, "endpoints", nil,
 		"addresses of nodes, separated by commas (SHARDCTL_ENDPOINTS; default "+
 			defaultEndpoint+")")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "longest time that the command takes")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "longest time that the command takes; a job is followed "+
+		"without limit unless this is given")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	root.AddCommand(newInit(o), newStatus(o), newHealth(o), newVersion(o), newPut(o), newGet(o), newDel(o), newScan(o),
-		newCAS(o), newNodes(o), newShards(o), newBench(o))
+		newCAS(o), newNodes(o), newShards(o), newJobs(o), newVerify(o), newSnapshots(o), newBench(o))
 	root.InitDefaultCompletionCmd()
 	return root
 }
@@ -179,6 +182,8 @@ func (o *conn) explain(ctx context.Context, err error) error {
 		}
 	case errors.Is(err, client.ErrOverloaded):
 		next = "The cluster is busy. Nothing was written; try again."
+	case errors.Is(err, client.ErrDiskFull):
+		next = "Nothing was written. `shardctl nodes list` shows whose disk is full; deletes still work."
 	case errors.Is(err, admin.ErrUnreachable):
 		return o.unreachable(err)
 	case errors.Is(err, client.ErrUnavailable), errors.Is(err, context.DeadlineExceeded),

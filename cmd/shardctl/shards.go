@@ -14,8 +14,9 @@ import (
 )
 
 func newShards(o *conn) *cobra.Command {
-	c := &cobra.Command{Use: "shards", Short: "Show shards and move their leaders"}
-	c.AddCommand(newShardsList(o), newShardsDescribe(o), newShardsLocate(o), newShardsTransfer(o))
+	c := &cobra.Command{Use: "shards", Short: "Show shards, move their leaders and replicas"}
+	c.AddCommand(newShardsList(o), newShardsDescribe(o), newShardsLocate(o), newShardsTransfer(o), newShardsMove(o),
+		newShardsAddReplica(o), newShardsRemoveReplica(o), newShardsPromote(o))
 	return c
 }
 
@@ -127,85 +128,6 @@ func shardRow(s *sharddv1.ShardInfo) []string {
 		fmt.Sprintf("%d.%d", s.GetConfVer(), s.GetVersion()), strings.Join(nodes, " "), cli.Bytes(s.GetPutBytes())}
 }
 
-func newShardsDescribe(o *conn) *cobra.Command {
-	return &cobra.Command{
-		Use:   "describe SHARD",
-		Short: "Ask every replica of a shard for its state",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			asJSON, err := o.json()
-			if err != nil {
-				return err
-			}
-			id, err := number("shard", "s", args[0])
-			if err != nil {
-				return err
-			}
-			return o.withAdmin(c, func(ctx context.Context, a *admin.Client) error {
-				d, err := a.DescribeShard(ctx, id)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return cli.JSON(c.OutOrStdout(), map[string]any{"shard": toShardJSON(d.GetShard()), "replicas": d.GetReplicas()})
-				}
-				return describe(c, d)
-			})
-		},
-	}
-}
-
-func describe(c *cobra.Command, d *sharddv1.DescribeShardResponse) error {
-	s := d.GetShard()
-	if err := cli.Fields(c.OutOrStdout(),
-		"shard", shardName(s.GetShardId()),
-		"keys", keyRange(s),
-		"leader", fmt.Sprintf("%s in term %d", nodeName(s.GetLeader()), s.GetTerm()),
-		"epoch", fmt.Sprintf("%d.%d", s.GetConfVer(), s.GetVersion()),
-		"put", cli.Bytes(s.GetPutBytes())); err != nil {
-		return err
-	}
-	fmt.Fprintln(c.OutOrStdout())
-	var rows [][]string
-	for _, r := range d.GetReplicas() {
-		name := fmt.Sprintf("%s/%d", shardName(s.GetShardId()), r.GetReplicaId())
-		switch {
-		case r.GetError() != "":
-			rows = append(rows, []string{name, nodeName(r.GetNodeId()), r.GetRole(), "no answer: " + r.GetError()})
-			continue
-		case r.GetFaulted() != "":
-			rows = append(rows, []string{name, nodeName(r.GetNodeId()), r.GetRole(), "FAULTED: " + r.GetFaulted()})
-			continue
-		}
-		rows = append(rows, []string{name, nodeName(r.GetNodeId()), r.GetRole(), r.GetRaftState(), fmt.Sprint(r.GetTerm()),
-			fmt.Sprint(r.GetCommit()), fmt.Sprint(r.GetApplied()), fmt.Sprintf("%d-%d", r.GetFirstIndex(), r.GetLastIndex()),
-			cli.Bytes(r.GetLogBytes())})
-	}
-	header := []string{"REPLICA", "NODE", "ROLE", "STATE", "TERM", "COMMIT", "APPLIED", "LOG", "SIZE"}
-	if err := cli.Table(c.OutOrStdout(), header, rows); err != nil {
-		return err
-	}
-	for _, r := range d.GetReplicas() {
-		if len(r.GetProgress()) == 0 {
-			continue
-		}
-		fmt.Fprintf(c.OutOrStdout(), "\nas the leader on %s sees them\n", nodeName(r.GetNodeId()))
-		var rows [][]string
-		for _, p := range r.GetProgress() {
-			active := "yes"
-			if !p.GetRecentActive() {
-				active = "no"
-			}
-			rows = append(rows, []string{fmt.Sprintf("%s/%d", shardName(s.GetShardId()), p.GetReplicaId()), p.GetState(),
-				fmt.Sprint(p.GetMatch()), fmt.Sprint(p.GetNext()), active})
-		}
-		if err := cli.Table(c.OutOrStdout(), []string{"REPLICA", "STATE", "MATCH", "NEXT", "ACTIVE"}, rows); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func newShardsLocate(o *conn) *cobra.Command {
 	var isHex bool
 	c := &cobra.Command{
@@ -258,50 +180,4 @@ func boundName(k []byte) string {
 		return ""
 	}
 	return cli.Quote(k)
-}
-
-func newShardsTransfer(o *conn) *cobra.Command {
-	var to string
-	c := &cobra.Command{
-		Use:     "transfer-leader SHARD --to NODE",
-		Short:   "Move the leadership of a shard to a node",
-		Example: "  shardctl shards transfer-leader s7 --to n2",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			asJSON, err := o.json()
-			if err != nil {
-				return err
-			}
-			shard, err := number("shard", "s", args[0])
-			if err != nil {
-				return err
-			}
-			if to == "" {
-				return cli.Usagef("--to is not set: name a node that holds a replica (`shardctl shards describe %s`)", args[0])
-			}
-			node, err := number("node", "n", to)
-			if err != nil {
-				return err
-			}
-			return o.withAdmin(c, func(ctx context.Context, a *admin.Client) error {
-				r, err := a.TransferLeader(ctx, shard, node)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return cli.JSON(c.OutOrStdout(), map[string]any{"shard": shardName(shard), "from": nodeName(r.GetFromNode()),
-						"to": nodeName(r.GetToNode()), "term": r.GetTerm()})
-				}
-				if r.GetFromNode() == r.GetToNode() {
-					_, err = fmt.Fprintf(c.OutOrStdout(), "%s: already led by %s\n", shardName(shard), nodeName(r.GetToNode()))
-					return err
-				}
-				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: led by %s, before by %s\n", shardName(shard), nodeName(r.GetToNode()),
-					nodeName(r.GetFromNode()))
-				return err
-			})
-		},
-	}
-	c.Flags().StringVar(&to, "to", "", "node that is to lead, such as n2")
-	return c
 }

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"sort"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,78 +12,10 @@ import (
 	"github.com/shardd/shardd/internal/cli"
 )
 
-// nodeJSON is a node in JSON output.
-type nodeJSON struct {
-	ID          string            `json:"id"`
-	Address     string            `json:"address"`
-	HTTPAddress string            `json:"http_address,omitempty"`
-	Alive       bool              `json:"alive"`
-	LastSeenMS  uint64            `json:"last_seen_ms"`
-	Replicas    uint32            `json:"replicas"`
-	Leaders     uint32            `json:"leaders"`
-	MetaLeader  bool              `json:"meta_leader"`
-	Incarnation uint64            `json:"incarnation"`
-	DiskBytes   uint64            `json:"disk_bytes"`
-	HeapBytes   uint64            `json:"go_heap_bytes"`
-	Labels      map[string]string `json:"labels,omitempty"`
-	Version     string            `json:"version"`
-}
-
-func toNodeJSON(n *sharddv1.NodeInfo) nodeJSON {
-	return nodeJSON{ID: nodeName(n.GetNodeId()), Address: n.GetAddress(), HTTPAddress: n.GetHttpAddress(),
-		Alive: n.GetAlive(), LastSeenMS: n.GetLastSeenMs(),
-		Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), MetaLeader: n.GetMetaLeader(),
-		Incarnation: n.GetIncarnation(), DiskBytes: n.GetDiskBytes(), HeapBytes: n.GetGoHeapBytes(), Labels: n.GetLabels(),
-		Version: n.GetVersion()}
-}
-
-func nodeName(id uint64) string {
-	if id == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("n%d", id)
-}
-
-func nodeTable(c *cobra.Command, nodes []*sharddv1.NodeInfo) error {
-	var rows [][]string
-	for _, n := range nodes {
-		state := "up"
-		if !n.GetAlive() {
-			state = "down, seen " + ago(n.GetLastSeenMs())
-		}
-		if n.GetMetaLeader() {
-			state += ", leads meta"
-		}
-		rows = append(rows, []string{nodeName(n.GetNodeId()), n.GetAddress(), state, fmt.Sprint(n.GetReplicas()),
-			fmt.Sprint(n.GetLeaders()), cli.Bytes(n.GetDiskBytes()), cli.Bytes(n.GetGoHeapBytes()), labels(n.GetLabels())})
-	}
-	return cli.Table(c.OutOrStdout(), []string{"NODE", "ADDRESS", "STATE", "REPLICAS", "LEADERS", "DISK", "HEAP",
-		"LABELS"}, rows)
-}
-
-func ago(ms uint64) string {
-	if ms == 0 {
-		return "never"
-	}
-	return (time.Duration(ms) * time.Millisecond).Round(time.Second).String() + " ago"
-}
-
-func labels(m map[string]string) string {
-	if len(m) == 0 {
-		return "-"
-	}
-	var l []string
-	for k, v := range m {
-		l = append(l, k+"="+v)
-	}
-	sort.Strings(l)
-	return strings.Join(l, ",")
-}
-
 func newStatus(o *conn) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Sum the cluster up: nodes, shards, leaders",
+		Short: "Sum the cluster up: nodes, shards, running jobs",
 		RunE: func(c *cobra.Command, _ []string) error {
 			asJSON, err := o.json()
 			if err != nil {
@@ -107,20 +37,38 @@ func newStatus(o *conn) *cobra.Command {
 					}
 					nodes = append(nodes, toNodeJSON(n))
 				}
+				ill, err := illShards(ctx, a, st.GetNodes())
+				if err != nil {
+					return err
+				}
+				jobs, err := a.ListJobs(ctx, true, 0)
+				if err != nil {
+					return err
+				}
 				if asJSON {
+					running := []jobJSON{}
+					for _, j := range jobs {
+						running = append(running, toJobJSON(j))
+					}
 					return cli.JSON(c.OutOrStdout(), map[string]any{"cluster_id": st.GetClusterId(), "shards": st.GetShards(),
 						"shards_without_leader": st.GetShardsWithoutLeader(), "shards_creating": st.GetShardsCreating(),
 						"shards_under_replicated": st.GetShardsUnderReplicated(), "meta_leader": nodeName(st.GetMetaLeader()),
-						"nodes": nodes})
+						"nodes": nodes, "joint": ill.names(ill.joint, 0), "replica_down": ill.names(ill.down, 0), "jobs": running})
 				}
 				if err := cli.Fields(c.OutOrStdout(),
 					"cluster", st.GetClusterId(),
 					"nodes", fmt.Sprintf("%d of %d up", alive, len(nodes)),
-					"shards", shardLine(st)); err != nil {
+					"shards", shardLine(st),
+					"replica down", strings.Join(ill.names(ill.down, mostNames), " "),
+					"joint", strings.Join(ill.names(ill.joint, mostNames), " ")); err != nil {
 					return err
 				}
 				fmt.Fprintln(c.OutOrStdout())
-				return nodeTable(c, st.GetNodes())
+				if err := nodeTable(c, st.GetNodes()); err != nil || len(jobs) == 0 {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout())
+				return jobTable(c, jobs)
 			})
 		},
 	}
@@ -149,7 +97,7 @@ func (o *conn) refuseWaiting(ctx context.Context, a *admin.Client) error {
 	}
 	if st.GetClusterId() == "" {
 		return cli.Fail(cli.ExitUnhealthy,
-			"`shardctl init --nodes "+st.GetAddress()+",...` makes a cluster of it and others.",
+			"`shardctl init "+st.GetAddress()+"` makes a cluster of it; `shardd start --join` takes it into one.",
 			"the node at %s belongs to no cluster: %s", st.GetAddress(), orElse(st.GetWaiting(), "it waits"))
 	}
 	return nil

@@ -62,11 +62,11 @@ func newRoot() *cobra.Command {
 pool of workers per node.
 
   shardd demo                             a cluster in this process, loaded and measured
-  shardd start --data-dir n1              one node; shardctl init makes a cluster of several
+  shardd start --data-dir n1              one node; shardctl init makes a cluster of it
 
 ` + exitHelp,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.AddCommand(newStart(), newDemo(), newConfig(), newVersion())
+	root.AddCommand(newStart(), newDemo(), newConfig(), newDebug(), newVersion())
 	return root
 }

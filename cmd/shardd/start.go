@@ -21,8 +21,8 @@ func newStart() *cobra.Command {
 		Short: "Run a node until SIGTERM or Ctrl-C",
 		Long: `Run a node until SIGTERM or Ctrl-C.
 
-A node with an empty directory waits: for "shardctl init", which makes a cluster of several waiting nodes, or, with
---join, for a node of an existing cluster to take it in. A node that was a member before needs neither.
+A node with an empty directory waits: for "shardctl init", which makes a cluster of it, or, with --join, for a node of
+an existing cluster to take it in. A node that was a member before needs neither.
 
 Settings come from defaults, the file of --config, SHARDD_* in the environment and flags, the later ones winning.
 On SIGTERM or Ctrl-C the node hands its leaderships over and drains, for at most --stop-timeout; a second signal ends
@@ -30,8 +30,8 @@ it at once.
 
 ` + exitHelp,
 		Example: `  shardd start --data-dir n1 --listen 127.0.0.1:7400
-  shardd start --data-dir n2 --listen 127.0.0.1:7401 --http 127.0.0.1:8401 --labels zone=b
-  shardctl init --nodes 127.0.0.1:7400,127.0.0.1:7401,127.0.0.1:7402 --shards 16`,
+  shardctl init 127.0.0.1:7400 --shards 16
+  shardd start --data-dir n2 --listen 127.0.0.1:7401 --join 127.0.0.1:7400 --labels zone=b`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, table, err := config.Load(c.Flags(), os.Environ())
 			if err != nil {
@@ -77,6 +77,11 @@ func nodeSettings(cfg *config.Config) node.Settings {
 		Tick: cfg.Tick, HeartbeatTick: cfg.HeartbeatTicks, ElectionTick: cfg.ElectionTicks,
 		Workers: cfg.Workers, ApplyWorkers: cfg.ApplyWorkers,
 		CacheBytes: cfg.CacheBytes, MemTableBytes: cfg.MemTableBytes, EntryCacheBytes: cfg.EntryCacheBytes,
+		SnapshotSendBytes: uint64(max(cfg.SnapshotSendBytes, 0)),
+		SnapshotReceiveBytes: uint64(max(cfg.SnapshotReceiveBytes, 0)), StagingBytes: cfg.StagingBytes,
+		LogFactor: cfg.LogFactor, LogFloorBytes: cfg.LogFloorBytes, LogShardCapBytes: cfg.LogShardCapBytes,
+		LogStoreCapBytes: cfg.LogStoreCapBytes,
+		LowSpaceBytes: cfg.LowSpaceBytes, CriticalSpaceBytes: cfg.CriticalSpaceBytes, ReserveBytes: cfg.ReserveBytes,
 	}
 }
 

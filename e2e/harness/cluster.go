@@ -30,6 +30,15 @@ type Node struct {
 	LogPath string
 	Proc    *Proc
 	Args    []string // further flags of shardd start
+	Link    *Proxy   // what the others reach it through; nil: its own address
+}
+
+// Public is the address that the node is known by in the cluster.
+func (n *Node) Public() string {
+	if n.Link != nil {
+		return n.Link.Addr
+	}
+	return n.Addr
 }
 
 // Cluster is a set of shardd processes on this machine.
@@ -75,6 +84,9 @@ func (c *Cluster) close() {
 	if c.t.Failed() || os.Getenv("SHARDD_E2E_KEEP") != "" {
 		c.t.Logf("logs and data are kept in %s", c.Dir)
 		for _, n := range c.Nodes {
+			if n.Proc == nil {
+				continue
+			}
 			c.t.Logf("last lines of %s:\n%s", n.LogPath, Tail(n.LogPath, 15))
 		}
 		return
@@ -129,6 +141,9 @@ func (c *Cluster) Start(i int) {
 		c.t.Fatalf("node %d runs already", i)
 	}
 	args := append([]string{"start", "--data-dir", n.Dir, "--listen", n.Addr, "--http", n.HTTP}, n.Args...)
+	if n.Link != nil {
+		args = append(args, "--advertise", n.Link.Addr)
+	}
 	p, err := StartProc(fmt.Sprintf("node%d", i), n.LogPath, c.bin.Shardd, args...)
 	if err != nil {
 		c.t.Fatal(err)
@@ -215,10 +230,21 @@ func Until(ctx context.Context, patience time.Duration, try func(ctx context.Con
 	}
 }
 
-// WaitHealthy waits until every node is up and every shard has a leader and all its replicas.
+// running is how many nodes' processes run.
+func (c *Cluster) running() int {
+	n := 0
+	for _, nd := range c.Nodes {
+		if nd.Proc != nil && nd.Proc.Running() {
+			n++
+		}
+	}
+	return n
+}
+
+// WaitHealthy waits until every node that runs is up and every shard has a leader and all its replicas.
 func (c *Cluster) WaitHealthy() { c.waitStatus("healthy cluster", 0) }
 
-// WaitServing waits until all nodes are up and every shard has a leader, also if replicas have stopped for a fault.
+// WaitServing waits until all nodes that run are up and every shard has a leader, also if replicas are down or faulted.
 func (c *Cluster) WaitServing() { c.waitStatus("serving cluster", math.MaxUint32) }
 
 func (c *Cluster) waitStatus(what string, underReplicated uint32) {
@@ -234,10 +260,10 @@ func (c *Cluster) waitStatus(what string, underReplicated uint32) {
 				alive++
 			}
 		}
-		if alive < len(c.Nodes) || st.GetShardsCreating() > 0 || st.GetShardsWithoutLeader() > 0 ||
+		if running := c.running(); alive < running || st.GetShardsCreating() > 0 || st.GetShardsWithoutLeader() > 0 ||
 			st.GetShardsUnderReplicated() > underReplicated {
 			return fmt.Errorf("%d of %d nodes alive, shards: %d, creating %d, without leader %d, under-replicated %d", alive,
-				len(c.Nodes), st.GetShards(), st.GetShardsCreating(), st.GetShardsWithoutLeader(), st.GetShardsUnderReplicated())
+				c.running(), st.GetShards(), st.GetShardsCreating(), st.GetShardsWithoutLeader(), st.GetShardsUnderReplicated())
 		}
 		return nil
 	})
@@ -247,14 +273,15 @@ func (c *Cluster) waitStatus(what string, underReplicated uint32) {
 func (c *Cluster) Info(i int) *sharddv1.NodeInfo {
 	c.t.Helper()
 	var found *sharddv1.NodeInfo
+	id := c.ID(i)
 	c.Until("list nodes", func(ctx context.Context) error {
 		nodes, err := c.Admin.ListNodes(ctx)
 		if err != nil {
 			return err
 		}
-		at := slices.IndexFunc(nodes, func(n *sharddv1.NodeInfo) bool { return n.GetAddress() == c.Nodes[i].Addr })
+		at := slices.IndexFunc(nodes, func(n *sharddv1.NodeInfo) bool { return n.GetNodeId() == id })
 		if at < 0 {
-			return fmt.Errorf("no node is registered at %s", c.Nodes[i].Addr)
+			return fmt.Errorf("node n%d at %s is not registered", id, c.Nodes[i].Public())
 		}
 		found = nodes[at]
 		return nil
@@ -262,12 +289,14 @@ func (c *Cluster) Info(i int) *sharddv1.NodeInfo {
 	return found
 }
 
-// Leaders is how many shards each node leads.
+// Leaders is how many shards each node leads; 0 for one that does not run.
 func (c *Cluster) Leaders() []int {
 	c.t.Helper()
 	out := make([]int, len(c.Nodes))
-	for i := range c.Nodes {
-		out[i] = int(c.Info(i).GetLeaders())
+	for i, n := range c.Nodes {
+		if n.Proc != nil && n.Proc.Running() {
+			out[i] = int(c.Info(i).GetLeaders())
+		}
 	}
 	return out
 }

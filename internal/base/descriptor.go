@@ -15,8 +15,8 @@ type Role uint8
 const (
 	RoleVoter    Role = 1
 	RoleLearner  Role = 2
-	RoleIncoming Role = 3 // becomes a voter when the joint configuration is left
-	RoleOutgoing Role = 4 // voter of the outgoing configuration, removed or demoted when it is left
+	RoleIncoming Role = 3 // was a learner, becomes a voter when the joint configuration is left
+	RoleOutgoing Role = 4 // voter of the outgoing configuration, becomes a learner when that is left
 )
 
 // String returns the lower-case word for the role.

@@ -22,6 +22,8 @@ const (
 	ExitTimeout     = 5
 	ExitConflict    = 6
 	ExitUnreachable = 7
+	ExitCancelled   = 8   // a job was cancelled
+	ExitInterrupted = 130 // Ctrl-C ended the watching of something that goes on
 )
 
 // Error is an error with the exit code that it means and what the user can do about it.
@@ -78,6 +80,9 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, in io.Read
 	if strings.HasPrefix(err.Error(), "unknown command") {
 		err = &Error{Code: ExitUsage, Err: errors.New(strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n\n", "\n"))),
 			Next: fmt.Sprintf("`%s --help` lists the commands.", cmd.CommandPath())}
+	}
+	if strings.HasPrefix(err.Error(), "if any flags in the group") { // nor for this one
+		err = &Error{Code: ExitUsage, Err: err, Next: fmt.Sprintf("`%s --help` lists the flags.", cmd.CommandPath())}
 	}
 	fmt.Fprintf(errOut, "%s: %s\n", root.Name(), err)
 	var e *Error

@@ -36,6 +36,19 @@ type Config struct {
 	CacheBytes      int64
 	MemTableBytes   int64
 	EntryCacheBytes int64
+
+	SnapshotSendBytes    int64 // a second
+	SnapshotReceiveBytes int64 // a second
+	StagingBytes         int64
+
+	LogFactor        int
+	LogFloorBytes    int64
+	LogShardCapBytes int64
+	LogStoreCapBytes int64
+
+	LowSpaceBytes      int64
+	CriticalSpaceBytes int64
+	ReserveBytes       int64
 }
 
 // Source says where the value of a setting came from.
@@ -106,6 +119,29 @@ func Table(c *Config) []*Setting {
 			"four may exist. Larger means fewer flushes and a longer start after a crash."},
 		{Name: "entry-cache", Value: bytesVar(&c.EntryCacheBytes, 128<<20), Doc: "Recent log entries of all shards kept " +
 			"in memory, so that followers are fed without reading the disk."},
+
+		{Name: "snapshot-send-limit", Value: bytesVar(&c.SnapshotSendBytes, 64<<20), Doc: "Bytes per second that all " +
+			"snapshots sent by the node may take together. `shardctl` changes it while the node runs."},
+		{Name: "snapshot-receive-limit", Value: bytesVar(&c.SnapshotReceiveBytes, 64<<20), Doc: "Bytes per second that " +
+			"all snapshots received by the node may take together. `shardctl` changes it while the node runs."},
+		{Name: "snapshot-staging", Value: bytesVar(&c.StagingBytes, 64<<30), Doc: "Most bytes of received snapshots that " +
+			"wait on disk to be installed; it bounds the size of a shard that can be moved to the node."},
+
+		{Name: "log-factor", Value: intVar(&c.LogFactor, 4, 1, 1000), Doc: "A follower is fed from the Raft log while the " +
+			"log is at most this many times the size of the shard; beyond that a snapshot is cheaper."},
+		{Name: "log-floor", Value: bytesVar(&c.LogFloorBytes, 1<<20), Doc: "Raft log that every shard may keep for its " +
+			"followers, however small it is."},
+		{Name: "log-shard-cap", Value: bytesVar(&c.LogShardCapBytes, 64<<20), Doc: "Most Raft log that one shard keeps for " +
+			"a follower, however large it is."},
+		{Name: "log-store-cap", Value: bytesVar(&c.LogStoreCapBytes, 1<<30), Doc: "Most Raft log of all shards together; " +
+			"past it the largest logs are cut first."},
+
+		{Name: "disk-low", Value: bytesVar(&c.LowSpaceBytes, 0), Doc: "Free disk space below which leaders on the node " +
+			"refuse writes that add bytes, and no replica is moved to it. 0: 3% of the disk, within 512MiB and 8GiB."},
+		{Name: "disk-critical", Value: bytesVar(&c.CriticalSpaceBytes, 0), Doc: "Free disk space below which followers on " +
+			"the node refuse appends too. 0: a quarter of disk-low."},
+		{Name: "disk-reserve", Value: bytesVar(&c.ReserveBytes, 0), Doc: "Size of a file that is given up at a start on a " +
+			"full disk, so that recovery has room. 0: 1% of the disk, at most 64MiB; -1: none."},
 	}
 	for _, s := range list {
 		s.From = FromDefault

@@ -25,12 +25,13 @@ const (
 	Unavailable     Code = 9  // payload: why, e.g. the store shuts down
 	TimedOut        Code = 10 // a read that got no quorum in time, or a write that never was proposed
 	Failed          Code = 11 // payload: e.g. a checksum mismatch on disk, or a faulted replica
+	DiskFull        Code = 12 // a write that adds bytes, at a leader whose disk is short of space; payload: what still works
 )
 
 // String returns the word used in errors and metrics.
 func (c Code) String() string {
 	names := [...]string{"ok", "not-found", "condition-failed", "not-leader", "epoch-mismatch", "shard-not-found", "busy",
-		"ambiguous", "invalid", "unavailable", "timed-out", "failed"}
+		"ambiguous", "invalid", "unavailable", "timed-out", "failed", "disk-full"}
 	if int(c) < len(names) {
 		return names[c]
 	}

@@ -10,8 +10,11 @@ import (
 // EntryKind says what a log entry holds. A kind that a binary does not know faults the replica; it is never skipped.
 type EntryKind uint8
 
-// EntryData is a concatenation of client writes. Boundary commands (split, merge, ...) take further kinds.
-const EntryData EntryKind = 1
+// Kinds of entries. Boundary commands (split, merge, ...) take further ones.
+const (
+	EntryData   EntryKind = 1 // a concatenation of client writes
+	EntryVerify EntryKind = 2 // no operations; the body is a Verify: every replica opens a view at this index
+)
 
 const entryVersion = 1
 
@@ -41,13 +44,13 @@ func (h *EntryHeader) Append(buf []byte) []byte {
 	return binary.BigEndian.AppendUint64(buf, h.Stamp)
 }
 
-// DecodeEntry splits an entry's data into header and operations. Errors wrap base.ErrCorrupt: the replica is faulted.
+// DecodeEntry splits an entry's data into header and body: the operations of EntryData, the Verify of EntryVerify. Errors wrap base.ErrCorrupt: the replica is faulted.
 func DecodeEntry(data []byte) (EntryHeader, []byte, error) {
 	if len(data) < EntryHeaderSize {
 		return EntryHeader{}, nil, fmt.Errorf("entry of %d bytes, want at least %d: %w",
 			len(data), EntryHeaderSize, base.ErrCorrupt)
 	}
-	if data[0] != entryVersion || EntryKind(data[1]) != EntryData {
+	if data[0] != entryVersion || EntryKind(data[1]) < EntryData || EntryKind(data[1]) > EntryVerify {
 		return EntryHeader{}, nil, fmt.Errorf("entry layout %d kind %d is not known to this binary: %w",
 			data[0], data[1], base.ErrCorrupt)
 	}
@@ -58,4 +61,28 @@ func DecodeEntry(data []byte) (EntryHeader, []byte, error) {
 		Kind: EntryKind(data[1]), Count: binary.BigEndian.Uint32(data[4:]),
 		Proposal: binary.BigEndian.Uint64(data[8:]), Stamp: binary.BigEndian.Uint64(data[16:]),
 	}, data[EntryHeaderSize:], nil
+}
+
+// VerifySize is the body of an EntryVerify, in bytes: u64 id | u64 bytes per second.
+const VerifySize = 16
+
+// Verify asks every replica of a shard for a checksum of its state at the entry's index. It changes nothing.
+type Verify struct {
+	ID             uint64 // of the verification: tells runs at one index apart after a replay
+	BytesPerSecond uint64 // limit for reading, 0: as the replica likes
+}
+
+// Append encodes the body at the end of buf.
+func (v *Verify) Append(buf []byte) []byte {
+	buf = binary.BigEndian.AppendUint64(buf, v.ID)
+	return binary.BigEndian.AppendUint64(buf, v.BytesPerSecond)
+}
+
+// DecodeVerify reads the whole body of an EntryVerify. Errors wrap base.ErrCorrupt: the replica is faulted.
+func DecodeVerify(body []byte) (Verify, error) {
+	if len(body) != VerifySize {
+		return Verify{}, fmt.Errorf("verify entry with a body of %d bytes, want %d: %w",
+			len(body), VerifySize, base.ErrCorrupt)
+	}
+	return Verify{ID: binary.BigEndian.Uint64(body), BytesPerSecond: binary.BigEndian.Uint64(body[8:])}, nil
 }

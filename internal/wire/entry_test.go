@@ -37,7 +37,7 @@ func TestEntryThatIsNotKnownIsRefused(t *testing.T) {
 		}
 	}
 	for at := range 4 { // layout, kind, both reserved bytes
-		for _, add := range []byte{1, 0xff} {
+		for _, add := range []byte{2, 0xff} {
 			b := bytes.Clone(good)
 			b[at] += add
 			if _, _, err := DecodeEntry(b); !errors.Is(err, base.ErrCorrupt) {
@@ -45,4 +45,22 @@ func TestEntryThatIsNotKnownIsRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestVerifyRoundTripAndRefusals(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := Verify{ID: rapid.Uint64().Draw(t, "id"), BytesPerSecond: rapid.Uint64().Draw(t, "rate")}
+		h := EntryHeader{Kind: EntryVerify, Proposal: 7}
+		got, body, err := DecodeEntry(v.Append(h.Append(nil)))
+		if err != nil || got != h {
+			t.Fatalf("header %+v, %v", got, err)
+		}
+		if back, err := DecodeVerify(body); err != nil || back != v {
+			t.Fatalf("got %+v, %v, want %+v", back, err, v)
+		}
+		n := rapid.IntRange(0, 2*VerifySize).Filter(func(n int) bool { return n != VerifySize }).Draw(t, "length")
+		if _, err := DecodeVerify(make([]byte, n)); !errors.Is(err, base.ErrCorrupt) {
+			t.Fatalf("body of %d bytes: %v", n, err)
+		}
+	})
 }

@@ -65,6 +65,7 @@ func answers() []Answer {
 		{Code: NotLeader, Req: 5, Arg: 3, Version: 2},
 		{Code: EpochMismatch, Req: 6, Version: 2, Payload: AppendDescriptors(nil, d)},
 		{Code: Busy, Req: 7, Arg: 20, Payload: []byte("store inbox")},
+		{Code: DiskFull, Req: 8, Payload: []byte("why")},
 	}
 }
 
@@ -91,6 +92,8 @@ func TestBytesAreGolden(t *testing.T) {
 	put := samples()[2]
 	entries.Add("header", h.Append(nil))
 	entries.Add("two puts", put.Append(put.Append(h.Append(nil))))
+	v := EntryHeader{Kind: EntryVerify, Proposal: 0x8182838485868788}
+	entries.Add("verify", (&Verify{ID: 0xa1a2a3a4a5a6a7a8, BytesPerSecond: 1 << 20}).Append(v.Append(nil)))
 	ops.Check(t, "ops.golden")
 	subs.Check(t, "steps.golden")
 	ans.Check(t, "answers.golden")
@@ -113,14 +116,15 @@ func TestNumbersAreFixed(t *testing.T) {
 		{uint8(NotLeader), 3, "not-leader"}, {uint8(EpochMismatch), 4, "epoch-mismatch"},
 		{uint8(ShardNotFound), 5, "shard-not-found"}, {uint8(Busy), 6, "busy"}, {uint8(Ambiguous), 7, "ambiguous"},
 		{uint8(Invalid), 8, "invalid"}, {uint8(Unavailable), 9, "unavailable"}, {uint8(TimedOut), 10, "timed-out"},
-		{uint8(Failed), 11, "failed"}, {uint8(EntryData), 1, "entry-data"},
+		{uint8(Failed), 11, "failed"}, {uint8(DiskFull), 12, "disk-full"}, {uint8(EntryData), 1, "entry-data"},
+		{uint8(EntryVerify), 2, "entry-verify"},
 	}
 	for _, c := range codes {
 		if c.got != c.want {
 			t.Errorf("%s is %d, must stay %d", c.name, c.got, c.want)
 		}
 	}
-	for c := OK; c <= Failed; c++ {
+	for c := OK; c <= DiskFull; c++ {
 		if want := codes[14+int(c)].name; c.String() != want {
 			t.Errorf("code %d prints %q, want %q", c, c, want)
 		}

@@ -331,6 +331,17 @@ func (o *observer) completeLocked(g *group, s base.StoreID, d *diskLog, m *membe
 	}
 }
 
+// forget drops what a store has promised about shards that it was removed from.
+func (o *observer) forget(s base.StoreID, removed func(base.ShardID) bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for shard, g := range o.mu.groups {
+		if g.members[s] != nil && removed(shard) {
+			delete(g.members, s)
+		}
+	}
+}
+
 // boots checks what a crash has left of a store's promises: terms and votes never go back, and what was acknowledged is
 // there.
 func (o *observer) boots(s base.StoreID, logs map[base.ShardID]*diskLog) {

@@ -21,15 +21,21 @@ import (
 // leave a store (not as they arrive), leaders as they are seen, answers. "(disk held)" marks what left a store whose
 // disk stands still, so before the sync of anything new. -rewrite writes the files anew.
 //
-//	stores n=3 [entry-bytes=n] [msg-bytes=n] [reads=n]   starts stores; msg-bytes=1 gives one entry a message
+//	stores n=3 [entry-bytes=n] [msg-bytes=n] [reads=n] [messages=no]
+//	                                                     starts stores; msg-bytes=1 gives one entry a message
 //	shard id=7 on=(1,2,3) [learners=(3)]                 creates a shard; nobody campaigns
 //	campaign n=1                                         orders a replica to stand for election, then settles
 //	settle, step                                         moves all that needs no tick; step: stores only, no message
 //	deliver [count=n]                                    delivers messages, one by one, without a store moving
 //	tick [n=(1,2)] [count=n]                             ticks and settles
+//	change n=1 [ver=n] [add=(5)] [promote=(4)] [demote=(1)] [remove=(4)]
+//	                                                     asks a leader to change replicas; nothing moves yet
+//	transfer n=1 to=2                                    asks a leader to hand over; nothing moves yet
+//	members                                              one line per store: the applied descriptor, or the mark
 //	put n=1 key=a value=x [timeout=1s], get n=1 key=a    asks a store; nothing moves yet
 //	cut from=1 to=2, isolate n=1, heal                   the network
-//	withhold [n=1] [entries-of=term] [type=MsgVote]      drops what stores send: by type, or entries from a term on
+//	withhold [n=1] [entries-of=term] [type=MsgVote]      drops what stores send: by type, or entries from a term on;
+//	                                                     type=commit: what only tells a commit index
 //	sync-hold n=1, sync-release n=1                      the disk stands still, and goes on
 //	crash n=1 keep=0, restart n=1                        power loss that keeps a share of what is not synced
 //	status                                               one line per store
@@ -72,6 +78,10 @@ func (sc *script) run(t *testing.T, d *datadriven.TestData) string {
 		sc.request(d)
 	case "cut", "isolate", "heal", "withhold":
 		sc.network(d)
+	case "change", "transfer":
+		sc.membership(d)
+	case "members":
+		out = sc.members()
 	case "status":
 		out = sc.status()
 	case "log":
@@ -82,6 +92,7 @@ func (sc *script) run(t *testing.T, d *datadriven.TestData) string {
 	default:
 		sc.move(d)
 	}
+	synctest.Wait() // whoever waits for a change has said what became of it
 	if sc.s != nil && sc.s.trace.on {
 		out = strings.TrimSpace(sc.s.takeTrace() + "\n" + out)
 	}
@@ -131,7 +142,7 @@ func (sc *script) stores(d *datadriven.TestData) {
 	for range number(sc.t, d, "n", 3) {
 		sc.s.add(engine.NewMemFS(), 0)
 	}
-	sc.s.trace.on = true
+	sc.s.trace.on, sc.s.trace.terse = true, arg(d, "messages") == "no"
 }
 
 func (sc *script) shard(d *datadriven.TestData) {
@@ -198,6 +209,9 @@ func (sc *script) network(d *datadriven.TestData) {
 // first of many messages would.
 func pass(m *wire.RaftMessage, term uint64, typ string) bool {
 	if m.Msg.Type.String() == typ {
+		return false
+	}
+	if typ == "commit" && (m.Msg.Type == raftpb.MsgHeartbeat || m.Msg.Type == raftpb.MsgApp && len(m.Msg.Entries) == 0) {
 		return false
 	}
 	if term == 0 || m.Msg.Type != raftpb.MsgApp || len(m.Msg.Entries) == 0 {

@@ -42,6 +42,7 @@ type sim struct {
 	trace struct {
 		sync.Mutex // raft's own goroutines never trace; the engine's Fatal may
 		on         bool
+		terse      bool // no messages
 		lines      []string
 	}
 }
@@ -100,6 +101,13 @@ func (s *sim) logf(format string, args ...any) {
 	}
 }
 
+// logMessage is logf for what stores send.
+func (s *sim) logMessage(format string, args ...any) {
+	if !s.trace.terse {
+		s.logf(format, args...)
+	}
+}
+
 // takeTrace returns what has happened since the last call.
 func (s *sim) takeTrace() string {
 	s.trace.Lock()
@@ -128,6 +136,13 @@ func (s *sim) start(n *node) {
 	if err != nil {
 		s.t.Fatalf("store %s (seed %d): %v", n.id, s.seed, err)
 	}
+	s.obs.forget(n.id, func(id base.ShardID) bool {
+		m, ok, err := eng.Mark(id)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return ok && m.ReplicaID == 0
+	})
 	s.obs.boots(n.id, logs)
 	cfg := shard.Config{
 		Store: n.id, Incarnation: n.life, Engine: eng, Sender: n, Clock: s.clock, Workers: 1, ApplyWorkers: 1,
@@ -158,7 +173,7 @@ func (n *node) Send(to base.StoreID, msgs []wire.RaftMessage) {
 	for i := range msgs {
 		m := msgs[i]
 		if n.filter != nil && !n.filter(&m) {
-			n.s.logf("%s withheld", describe(&m))
+			n.s.logMessage("%s withheld", describe(&m))
 			continue
 		}
 		n.s.obs.sent(&m, func() (logEnd, error) { return n.end(m.Shard) })
@@ -166,7 +181,7 @@ func (n *node) Send(to base.StoreID, msgs []wire.RaftMessage) {
 		if n.release != nil {
 			early = " (disk held)"
 		}
-		n.s.logf("%s%s", describe(&m), early)
+		n.s.logMessage("%s%s", describe(&m), early)
 		n.net.Send(to, []wire.RaftMessage{m})
 	}
 }

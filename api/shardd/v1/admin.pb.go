@@ -23,7 +23,8 @@ const (
 
 type InitRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Addresses (host:port) of the nodes that will hold the first replicas; the lowest makes the cluster.
+	// Addresses (host:port) of the nodes that will hold the first replicas; the lowest makes the cluster. None: the node
+	// that is asked, alone. A cluster of one node grows: others join, and replicas are added to its shards.
 	Nodes []string `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	// Keys at which the user key space is divided from the start, in any order.
 	Splits        [][]byte `protobuf:"bytes,2,rep,name=splits,proto3" json:"splits,omitempty"`

@@ -1057,7 +1057,9 @@ type ReportRequest struct {
 	// ok, low or critical.
 	DiskLevel string `protobuf:"bytes,15,opt,name=disk_level,json=diskLevel,proto3" json:"disk_level,omitempty"`
 	// The node's failed check, empty if all pass.
-	Unhealthy     string `protobuf:"bytes,16,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	Unhealthy string `protobuf:"bytes,16,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	// Shards whose replica has gone from the store since the last report that was answered; never with full.
+	Removed       []uint64 `protobuf:"varint,17,rep,packed,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1204,6 +1206,13 @@ func (x *ReportRequest) GetUnhealthy() string {
 	return ""
 }
 
+func (x *ReportRequest) GetRemoved() []uint64 {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
 type ReplicaReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
@@ -1291,7 +1300,9 @@ type ReportResponse struct {
 	// The meta shard's descriptor as the receiver has applied it, so that every node can find its members.
 	MetaDescriptor []byte `protobuf:"bytes,5,opt,name=meta_descriptor,json=metaDescriptor,proto3" json:"meta_descriptor,omitempty"`
 	// What a drain keeps off the reporting node: none, leaders or replicas.
-	Draining      string `protobuf:"bytes,6,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining string `protobuf:"bytes,6,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Nodes that should be given no leaderships: drained, short of disk space or unhealthy.
+	Unfit         []uint64 `protobuf:"varint,7,rep,packed,name=unfit,proto3" json:"unfit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1366,6 +1377,13 @@ func (x *ReportResponse) GetDraining() string {
 		return x.Draining
 	}
 	return ""
+}
+
+func (x *ReportResponse) GetUnfit() []uint64 {
+	if x != nil {
+		return x.Unfit
+	}
+	return nil
 }
 
 type ReplicaRequest struct {
@@ -1985,8 +2003,14 @@ type ChecksumResponse struct {
 	Index uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
 	Rows  uint64 `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
 	Bytes uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// One sum per span of at most some thousand rows, in key order: enough to find the first span that differs.
-	Spans         []*SpanSum `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
+	// One sum per span of at most some thousand rows, in key order: enough to find the first span that differs. Only of a
+	// checksum that is done.
+	Spans []*SpanSum `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
+	// Estimate of what bytes will be at the end.
+	TotalBytes uint64 `protobuf:"varint,7,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// The index that the replica has applied: one at or above that of the entry, with an unknown checksum, means that the
+	// replica passed the entry without computing it, as one that was fed by a snapshot does.
+	Applied       uint64 `protobuf:"varint,8,opt,name=applied,proto3" json:"applied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2061,6 +2085,20 @@ func (x *ChecksumResponse) GetSpans() []*SpanSum {
 		return x.Spans
 	}
 	return nil
+}
+
+func (x *ChecksumResponse) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *ChecksumResponse) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
 }
 
 type SpanSum struct {
@@ -2292,7 +2330,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\v2&.shardd.v1.JoinResponse.AddressesEntryR\taddresses\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x05\n" +
 	"\rReportRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -2313,7 +2351,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x0fdisk_free_bytes\x18\x0e \x01(\x04R\rdiskFreeBytes\x12\x1d\n" +
 	"\n" +
 	"disk_level\x18\x0f \x01(\tR\tdiskLevel\x12\x1c\n" +
-	"\tunhealthy\x18\x10 \x01(\tR\tunhealthy\x1a9\n" +
+	"\tunhealthy\x18\x10 \x01(\tR\tunhealthy\x12\x18\n" +
+	"\aremoved\x18\x11 \x03(\x04R\aremoved\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x01\n" +
@@ -2324,7 +2363,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x05leads\x18\x02 \x01(\bR\x05leads\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x1b\n" +
 	"\tput_bytes\x18\x04 \x01(\x04R\bputBytes\x12\x18\n" +
-	"\afaulted\x18\x05 \x01(\tR\afaulted\"\xaf\x02\n" +
+	"\afaulted\x18\x05 \x01(\tR\afaulted\"\xc5\x02\n" +
 	"\x0eReportResponse\x12F\n" +
 	"\taddresses\x18\x01 \x03(\v2(.shardd.v1.ReportResponse.AddressesEntryR\taddresses\x12\x1b\n" +
 	"\twant_full\x18\x02 \x01(\bR\bwantFull\x12\x1d\n" +
@@ -2332,7 +2371,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\x04R\x06leader\x12'\n" +
 	"\x0fmeta_descriptor\x18\x05 \x01(\fR\x0emetaDescriptor\x12\x1a\n" +
-	"\bdraining\x18\x06 \x01(\tR\bdraining\x1a<\n" +
+	"\bdraining\x18\x06 \x01(\tR\bdraining\x12\x14\n" +
+	"\x05unfit\x18\a \x03(\x04R\x05unfit\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
@@ -2387,14 +2427,17 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
 	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x1b\n" +
-	"\tverify_id\x18\x03 \x01(\x04R\bverifyId\"\xa8\x01\n" +
+	"\tverify_id\x18\x03 \x01(\x04R\bverifyId\"\xe3\x01\n" +
 	"\x10ChecksumResponse\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04rows\x18\x04 \x01(\x04R\x04rows\x12\x14\n" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12(\n" +
-	"\x05spans\x18\x06 \x03(\v2\x12.shardd.v1.SpanSumR\x05spans\"C\n" +
+	"\x05spans\x18\x06 \x03(\v2\x12.shardd.v1.SpanSumR\x05spans\x12\x1f\n" +
+	"\vtotal_bytes\x18\a \x01(\x04R\n" +
+	"totalBytes\x12\x18\n" +
+	"\aapplied\x18\b \x01(\x04R\aapplied\"C\n" +
 	"\aSpanSum\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\fR\x04last\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x10\n" +

@@ -1,0 +1,241 @@
+package shard
+
+import (
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+// Uninitialised replicas. A message of a leader or candidate for a replica that this store does not have, and may have,
+// creates one that knows nothing but its id. It votes, refuses appends (so that the leader sends a snapshot), and never
+// campaigns: its configuration lists nobody. Check: mark, no live replica of the shard. Commit: the mark, synced before
+// anything is stepped, since a vote is a promise; messages until then are dropped. A crash after it: boot loads it as it
+// is. A replica that nobody ever sends a snapshot is found by Orphans.
+
+// newcomer is a replica that a message asks for.
+type newcomer struct {
+	shard base.ShardID
+	id    base.ReplicaID
+}
+
+const (
+	// maxNewcomers is how many creations may be queued; past it messages are dropped, and come again.
+	maxNewcomers = 1024
+	// maxDeadMarks is how many marks of removed replicas are kept in memory, so that late messages cost no look-up.
+	maxDeadMarks = 4096
+)
+
+// creates reports whether a message may create its receiver: those that a leader or candidate begins with.
+func creates(t raftpb.MessageType) bool {
+	switch t {
+	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgVote, raftpb.MsgPreVote:
+		return true
+	}
+	return false
+}
+
+// welcomeLocked looks at a message for a shard without a replica here, queues the creation of one if it may exist, and
+// returns under which reason the message is dropped. Store.mu is read-locked.
+func (s *Store) welcomeLocked(m *wire.RaftMessage) string {
+	switch {
+	case !creates(m.Msg.Type):
+		return "unknown-shard"
+	case m.ToStore != s.cfg.Store || m.To == 0 || m.From == 0 || m.From == m.To || m.Shard == 0 || m.FromStore == s.cfg.Store,
+		m.Msg.To != uint64(m.To) || m.Msg.From != uint64(m.From):
+		return "address"
+	case m.Msg.Term == 0:
+		return "term"
+	case m.To < s.mu.dead[m.Shard].NextReplicaID:
+		return "removed-replica"
+	case s.mu.busy[m.Shard] != nil:
+		return "creating"
+	}
+	l := &s.life
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, asked := l.mu.asked[m.Shard]; asked {
+		return "creating"
+	}
+	if l.mu.closed || len(l.mu.wanted) >= maxNewcomers {
+		return "creations-full"
+	}
+	l.mu.asked[m.Shard] = struct{}{}
+	l.mu.wanted = append(l.mu.wanted, newcomer{m.Shard, m.To})
+	l.signal()
+	return "creating"
+}
+
+// createUninitialised makes the replicas that may exist, in one synced batch.
+func (s *Store) createUninitialised(all []newcomer) {
+	b := s.engine.NewBatch()
+	made := make(map[*boundary]newcomer, len(all))
+	for _, n := range all {
+		op := newBoundary(nil, nil, n.shard)
+		if !s.reserveNewcomer(op, n) {
+			s.finish(op, nil)
+			continue
+		}
+		b.CreateUninitialised(n.shard, n.id, raftpb.HardState{})
+		made[op] = n
+	}
+	if len(made) == 0 {
+		b.Close()
+		return
+	}
+	err := s.commitBoundary(b, func() {
+		for op, n := range made {
+			s.welcome(op, n)
+		}
+	})
+	if err == nil {
+		return
+	}
+	s.log.Error("uninitialised replicas cannot be created", "error", err)
+	for op := range made {
+		s.finish(op, err)
+	}
+}
+
+// reserveNewcomer checks, for good this time, whether a replica may be created.
+func (s *Store) reserveNewcomer(op *boundary, n newcomer) bool {
+	s.mu.Lock()
+	free := !s.mu.stopped && s.mu.replicas[n.shard] == nil && s.inTheWayLocked(op) == nil
+	if free {
+		s.reserveLocked(op)
+		op.working = true
+	}
+	s.mu.Unlock()
+	if !free {
+		return false
+	}
+	switch err := s.checkMark(n.shard, n.id); err.(type) {
+	case nil:
+		return true
+	case *MarkError:
+		s.metrics.dropped("removed-replica")
+	default:
+		s.log.Error("mark cannot be read", "shard", n.shard, "error", err)
+	}
+	return false
+}
+
+// welcome publishes an uninitialised replica that is on disk.
+func (s *Store) welcome(op *boundary, n newcomer) {
+	r, err := s.newReplica(engine.ReplicaState{
+		Shard: n.shard, Mark: engine.ReplicaMark{ReplicaID: n.id, NextReplicaID: n.id + 1},
+	})
+	if err != nil {
+		s.log.Error("uninitialised replica cannot be opened; a restart tries again", "error", err)
+		s.finish(op, err)
+		return
+	}
+	s.publish(r, nil, "")
+	s.metrics.created.Inc()
+	s.log.Info("replica created, waits for a snapshot", "replica", r.String())
+	s.finish(op, nil)
+}
+
+// checkMark reads a shard's mark and returns a *MarkError if the id is one that never comes back (I1). Nobody may
+// change the shard meanwhile.
+func (s *Store) checkMark(shard base.ShardID, id base.ReplicaID) error {
+	m, ok, err := s.engine.Mark(shard)
+	if err != nil {
+		return fmt.Errorf("create replica %s: %w", base.ReplicaName(shard, id), err)
+	}
+	if !ok || m.ReplicaID != 0 {
+		return nil // the replica that exists is the caller's business
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buryLocked(shard, m)
+	if id < m.NextReplicaID {
+		return &MarkError{Shard: shard, Replica: id, Next: m.NextReplicaID}
+	}
+	return nil
+}
+
+// buryLocked remembers the mark of a removed replica. The cache only saves look-ups: whatever falls out of it is found
+// on disk before a replica is created.
+func (s *Store) buryLocked(shard base.ShardID, m engine.ReplicaMark) {
+	if len(s.mu.dead) >= maxDeadMarks {
+		for any := range s.mu.dead {
+			delete(s.mu.dead, any)
+			break
+		}
+	}
+	m.NextReplicaID = max(m.NextReplicaID, s.mu.dead[shard].NextReplicaID)
+	s.mu.dead[shard] = m
+}
+
+// refuseUninitialised names the reason why a message cannot be meant for a replica with an empty log. A log begins
+// above 0, so nothing can follow on nothing, and nothing can be committed in it: raft would take the one for a log and
+// panic at the other.
+func refuseUninitialised(m *raftpb.Message) string {
+	switch {
+	case m.Type == raftpb.MsgApp && m.Index == 0, m.Type == raftpb.MsgHeartbeat && m.Commit > 0:
+		return "entries"
+	case m.Type == raftpb.MsgTimeoutNow:
+		return "uninitialised"
+	}
+	return ""
+}
+
+// uninitialised reports whether the replica still waits for its first snapshot.
+func (r *replica) uninitialised() bool { return r.desc.Load() == nil }
+
+// serving is lookup that passes over uninitialised replicas: to clients they are not there.
+func (s *Store) serving(id base.ShardID) *replica {
+	if r := s.lookup(id); r != nil && !r.uninitialised() {
+		return r
+	}
+	return nil
+}
+
+// orphanAge is for how long a replica may stay uninitialised before it asks whether it still should exist.
+const orphanAge = 10 * time.Second
+
+// Orphan is a replica that has reason to ask the shard's leader whether it still should exist (I5).
+type Orphan struct {
+	Shard   base.ShardID
+	Replica base.ReplicaID
+	Desc    *base.Descriptor // nil: uninitialised
+	Reason  string
+}
+
+// Orphans lists the replicas that should ask, by shard: faulted, uninitialised for more than 10 s, without word from a
+// leader for more than two election timeouts, or with a newer replica of the shard addressed on this store. What
+// RemoveReplica then needs as proof comes from the leader.
+func (s *Store) Orphans() []Orphan {
+	var out []Orphan
+	now := s.clock.Boot()
+	for _, r := range s.all() {
+		if why := r.orphaned(now); why != "" {
+			out = append(out, Orphan{Shard: r.shard, Replica: r.id, Desc: r.desc.Load(), Reason: why})
+		}
+	}
+	return out
+}
+
+func (r *replica) orphaned(now time.Duration) string {
+	cfg := &r.store.cfg
+	silent := r.silent.Load()
+	why, bad := r.faultReason()
+	switch {
+	case bad:
+		return "faulted: " + why
+	case r.newer.Load():
+		return "a newer replica of the shard is addressed on this store"
+	case r.uninitialised():
+		if age := now - r.born; age > orphanAge {
+			return fmt.Sprintf("uninitialised for %s", age.Round(time.Second))
+		}
+	case silent > 2*int64(cfg.ElectionTick) && !r.lead.Load().leads:
+		return fmt.Sprintf("no word from a leader for %s", time.Duration(silent)*cfg.Tick)
+	}
+	return ""
+}
