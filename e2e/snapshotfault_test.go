@@ -132,7 +132,9 @@ func TestSnapshotsOutliveWhatHappensToTheirEnds(t *testing.T) {
 	l.waitWrites("before the first snapshot")
 	add, remove := harness.Add(bigShard, c.fourth), harness.Remove(bigShard, c.fourth)
 
-	phase := func(format string, args ...any) { t.Logf("%6.1f s: "+format, append([]any{l.now().Seconds()}, args...)...) }
+	phase := func(format string, args ...any) {
+		t.Logf("%6.1f s: "+format, append([]any{l.now().Seconds()}, args...)...)
+	}
 	phase("receiver killed in mid-stream")
 	job := c.begin(add)
 	c.midStream(1)

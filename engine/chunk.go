@@ -103,8 +103,8 @@ func (p *chunkBuffers) get(size int) []byte {
 	return make([]byte, 0, size)
 }
 
-// Release gives the memory of a chunk's table back for the next one. It is a kindness, not a duty; the table must not be
-// used afterwards.
+// Release gives the memory of a chunk's table back for the next one. It is a kindness, not a duty; the table must not
+// be used afterwards.
 func (v *View) Release(c *Chunk) {
 	if b := c.SST; cap(b) > 0 {
 		c.SST = nil
@@ -117,9 +117,9 @@ func (v *View) Release(c *Chunk) {
 // last. Both are nil if there is nothing at or behind from: an empty shard has no chunks. The sessions come before the
 // data, and no chunk has rows of both.
 //
-// What it reads was checked by Pebble's checksums on the way, every value must follow its layout, and the finished table
-// is read once more, so that a fault of this machine's memory is not sent to others. It fails with ErrCorrupt if the
-// source cannot be read.
+// What it reads was checked by Pebble's checksums on the way, every value must follow its layout, and the finished
+// table is read once more, so that a fault of this machine's memory is not sent to others. It fails with ErrCorrupt
+// if the source cannot be read.
 func (v *View) Chunk(seq uint32, from []byte, targetBytes int) (c *Chunk, next []byte, err error) {
 	lo, hi := shardSpan(spanSession, v.shard)
 	if bytes.Compare(from, hi) < 0 {

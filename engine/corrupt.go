@@ -114,7 +114,7 @@ func (e *Engine) damaged(path string, b *pebble.KeyRange, detail string) {
 		e.events.log(slog.LevelError, "damaged file", slog.String("file", path),
 			slog.String("keys", fmt.Sprintf("[%x, %x)", f.Lo, f.Hi)), slog.String("detail", oneLine(detail)))
 	}
-	if true || !onBackgroundJob() {
+	if !onBackgroundJob() {
 		return
 	}
 	e.damage.held.Add(1)

@@ -33,6 +33,7 @@ type Engine struct {
 	views      viewSet
 	staging    stagingSet
 	chunks     chunkBuffers
+	flushes    flushWatch
 	stallStart atomic.Int64 // e.now() at the start of the current write stall
 	space      spaceState
 	damage     damageState

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -171,6 +172,9 @@ func (e *Engine) listener() *pebble.EventListener {
 				return // not a failure: a new store rotates its log with nothing in it to flush
 			}
 			if i.Err != nil {
+				if !errors.Is(i.Err, pebble.ErrCancelledCompaction) { // an excise came between: the next try follows
+					e.flushes.fail(i.Err)
+				}
 				flushes.log(log, slog.LevelWarn, "flush failed", i.Err)
 				return
 			}

@@ -111,8 +111,7 @@ type inspector struct {
 
 func (in *inspector) run() (err error) {
 	e, dir := in.e, in.e.opts.Dir
-	inner := readOnlyFS{e.opts.FS.inner}
-	fs := vfs.FS(guardFS{FS: inner, fs: e.opts.FS, e: e})
+	fs := vfs.FS(guardFS{FS: readOnlyFS{e.opts.FS.inner}, fs: e.opts.FS, e: e})
 	state, found, err := checkOurs(fs, dir)
 	if err != nil {
 		return err
@@ -120,7 +119,7 @@ func (in *inspector) run() (err error) {
 	if !found || state != markerReady {
 		return &OpenError{Code: ExitCorrupt, Dir: dir, Err: errors.New("there is no store in it, or its creation has not ended")}
 	}
-	lock, err := lockExisting(inner, dir)
+	lock, err := lockDir(fs, dir)
 	if err != nil {
 		return err
 	}
@@ -133,9 +132,12 @@ func (in *inspector) run() (err error) {
 	if info, err := fs.Stat(e.reserveFile()); err == nil {
 		in.out.ReserveBytes = uint64(info.Size())
 	}
-	in.out.FreeBytes, _ = e.DiskStats()
+	if free, _, known := e.opts.FS.usage(dir); known {
+		in.out.FreeBytes = free
+	}
 
 	po := e.opts.pebbleOptions()
+	po.Lock = lock
 	po.ReadOnly, po.ErrorIfNotExists, po.DisableAutomaticCompactions = true, true, true
 	po.Logger = pebbleLogger{e}
 	po.EventListener = e.listener()
@@ -403,23 +405,20 @@ func (in *inspector) strayData(live []*InspectedReplica) {
 	gap([]byte{dataEnd})
 }
 
-// lockExisting takes the lock of a directory whose LOCK file exists; without one nobody has it open.
-func lockExisting(fs readOnlyFS, dir string) (io.Closer, error) {
-	if _, err := fs.Stat(fs.PathJoin(dir, "LOCK")); errors.Is(err, os.ErrNotExist) {
-		return io.NopCloser(nil), nil
-	}
-	lock, err := lockDir(fs.FS, dir)
-	if err != nil {
-		return nil, err
-	}
-	return lock, nil
-}
-
 // errReadOnly is what every change through a readOnlyFS fails with.
 var errReadOnly = errors.New("opened for inspection only")
 
-// readOnlyFS changes nothing. Its Lock is the disk's: a lock leaves no trace in a directory that has its LOCK file.
+// readOnlyFS changes nothing.
 type readOnlyFS struct{ vfs.FS }
+
+// Lock takes the lock of a file that exists, which leaves no trace. Without one, as in a copy, nobody has the directory
+// open.
+func (f readOnlyFS) Lock(name string) (io.Closer, error) {
+	if _, err := f.Stat(name); errors.Is(err, os.ErrNotExist) {
+		return io.NopCloser(nil), nil
+	}
+	return f.FS.Lock(name)
+}
 
 func (readOnlyFS) deny(op, name string) error {
 	return &os.PathError{Op: op, Path: name, Err: errReadOnly}

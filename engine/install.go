@@ -6,21 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/shardd/shardd/internal/base"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 )
 
-// Install. Prepare: the staged chunks are synced; beside them go small tables, synced as well, that replace everything
-// else the store has of the shard, and remove the replicas that the snapshot subsumes. Ingest: one IngestAndExcise takes
-// all tables in and cuts the data range out; Pebble makes it durable before it returns, in its log or its manifest.
-// A crash before that leaves the old replica, after it the new one, and in both cases a staging that Open removes.
+// Install. Prepare: the staged chunks are synced; beside them go small tables, synced as well, that replace
+// everything else the store has of the shard, and remove the replicas that the snapshot subsumes. Ingest: one
+// IngestAndExcise takes all tables in and cuts the data range out; Pebble makes it durable before it returns, in its
+// log or its manifest. A crash before that leaves the old replica, after it the new one, and in both cases a staging
+// that Open removes.
 //
 // An ingest is not ordered with the write-ahead log, so all of it is in the tables (rule I8). Each table stays within
-// one shard's keys of one span: an ingested table that overlaps the memtable makes Pebble rotate log and memtable while
-// writers wait, and one that crossed other shards' keys always would. In a table the tombstone and the records have the same sequence
-// number, so the one does not delete the others.
+// one shard's keys of one span: an ingested table that overlaps the memtable makes Pebble rotate log and memtable
+// while writers wait, and one that crossed other shards' keys always would. In a table the tombstone and the records
+// have the same sequence number, so the one does not delete the others.
 
 // Install says how a staged snapshot becomes the replica.
 type Install struct {
@@ -199,8 +201,8 @@ func removed(r Removal, add func(*tableBuilder)) {
 	}
 }
 
-// outside returns the parts of the old ranges that the new one does not cover, ascending and merged. Live replicas never
-// overlap (rule I3), so nobody else's data is in them.
+// outside returns the parts of the old ranges that the new one does not cover, ascending and merged. Live replicas
+// never overlap (rule I3), so nobody else's data is in them.
 func outside(d *base.Descriptor, olds []*base.Descriptor) (gaps []pebble.KeyRange) {
 	cut := func(lo, hi []byte) {
 		if bytes.Compare(lo, hi) < 0 {
@@ -230,21 +232,13 @@ func outside(d *base.Descriptor, olds []*base.Descriptor) (gaps []pebble.KeyRang
 	return merged
 }
 
-// ingest runs IngestAndExcise on a goroutine of its own: Fatalf ends the goroutine that it is on. It flushes first. What
-// overlaps the memtable Pebble would put on top of it, which flushes as well, but later; and if the excise then met a
-// damaged table, that flush would be tried again for ever, and writes stop. So the error comes back from here.
+// ingest runs IngestAndExcise on a goroutine of its own: Fatalf ends the goroutine that it is on. It flushes first, for
+// the views, and because Pebble would put what overlaps the memtable on top of it, which flushes as well, but later: if
+// the excise then met a damaged table, that flush would be tried again for ever, and writes stop. So the error comes
+// back from here.
 func (e *Engine) ingest(files []string, span pebble.KeyRange) error {
 	done := make(chan error, 1)
-	go func() {
-		if err := e.db.Flush(); err != nil {
-			done <- err
-			return
-		}
-		end := e.views.announce(span)
-		defer end()
-		_, err := e.db.IngestAndExcise(context.Background(), files, nil, nil, span)
-		done <- err
-	}()
+	go func() { done <- e.exciseAndIngest(files, span) }()
 	var err error
 	select {
 	case err = <-done:
@@ -258,4 +252,68 @@ func (e *Engine) ingest(files []string, span pebble.KeyRange) error {
 		return fmt.Errorf("ingest %d tables: %w", len(files), readError(err))
 	}
 	return nil
+}
+
+func (e *Engine) exciseAndIngest(files []string, span pebble.KeyRange) error {
+	flushed, end := e.views.announce(span)
+	defer end()
+	if err := e.flush(); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	flushed()
+	_, err := e.db.IngestAndExcise(context.Background(), files, nil, nil, span)
+	return err
+}
+
+// flushWatch tells those who wait for a flush that one has failed. Pebble does not: it tries again until one succeeds.
+type flushWatch struct {
+	mu      sync.Mutex
+	waiters map[chan error]struct{} // of capacity 1
+}
+
+func (w *flushWatch) add() chan error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiters == nil {
+		w.waiters = make(map[chan error]struct{})
+	}
+	ch := make(chan error, 1)
+	w.waiters[ch] = struct{}{}
+	return ch
+}
+
+func (w *flushWatch) remove(ch chan error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.waiters, ch)
+}
+
+// fail runs under Pebble's locks.
+func (w *flushWatch) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.waiters {
+		select {
+		case ch <- err:
+		default: // the first one is enough
+		}
+	}
+}
+
+// flush writes the memtable to tables, or says why that cannot be done now.
+func (e *Engine) flush() error {
+	failed := e.flushes.add()
+	defer e.flushes.remove(failed)
+	done, err := e.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case err := <-failed:
+		return err
+	case <-e.fatal.ch:
+		return e.stopErr()
+	}
 }

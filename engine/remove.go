@@ -33,8 +33,8 @@ func ownsData(d *base.Descriptor) bool {
 }
 
 // RemoveReplica deletes a replica: its records, its log, its sessions and its data, and leaves the mark. It is one
-// boundary step (rule I2): commit the batch synced. A crash leaves the whole replica or none of it. The space comes back
-// when Pebble compacts the range tombstones.
+// boundary step (rule I2): commit the batch synced. A crash leaves the whole replica or none of it. The space comes
+// back when Pebble compacts the range tombstones.
 func (b *Batch) RemoveReplica(r Removal) {
 	if err := r.check(); err != nil {
 		b.invalid(err)

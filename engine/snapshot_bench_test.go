@@ -148,7 +148,8 @@ func benchByHand(b *testing.B, src, dst *Engine, d *base.Descriptor, n, target i
 
 func benchEngine(b *testing.B) *Engine {
 	b.Helper()
-	e := mustOpen(b, Options{Dir: b.TempDir() + "/data", ProbeInterval: -1, Fatal: func(err error) { b.Errorf("fatal: %v", err) }})
+	e := mustOpen(b, Options{Dir: b.TempDir() + "/data", ProbeInterval: -1,
+		Fatal: func(err error) { b.Errorf("fatal: %v", err) }})
 	b.Cleanup(func() { mustClose(b, e) })
 	return e
 }

@@ -13,10 +13,10 @@ import (
 	"github.com/shardd/shardd/internal/base"
 )
 
-// Staging. A snapshot under way is a directory of tables beside the database: DIR/staging/<shard>-<replica>-<id>/. Its
-// files are synced one by one, so that Install only links them; their names are not, since a staging lives no longer
-// than the process: Open removes all of them. Nothing in the database refers to it, so a crash or a failure at any point
-// costs the snapshot and nothing else.
+// Staging. A snapshot under way is a directory of tables beside the database: DIR/staging/<shard>-<replica>-<id>/.
+// Its files are synced one by one, so that Install only links them; their names are not, since a staging lives no
+// longer than the process: Open removes all of them. Nothing in the database refers to it, so a crash or a failure at
+// any point costs the snapshot and nothing else.
 
 const stagingDir = "staging"
 

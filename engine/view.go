@@ -2,11 +2,9 @@ package engine
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/shardd/shardd/internal/base"
@@ -23,14 +21,14 @@ var ErrNoReplica = errors.New("the store has no initialised replica of the shard
 var ErrViewClosed = errors.New("the view is closed")
 
 // View is one shard's state at one applied index, for snapshots and checksums: later writes, deletions of ranges and
-// excises do not show in it (rules W1, W2). It holds disk space that compactions would free, and until the next flush of
-// the memtable makes them keep what it sees, so it should live minutes, not days. Safe for concurrent use; close it
-// before the engine.
+// excises do not show in it (rules W1, W2). It holds disk space that compactions would free, and until the next flush
+// of the memtable makes them keep what it sees, so it should live minutes, not days. Safe for concurrent use; close
+// it before the engine.
 //
-// Underneath is an EventuallyFileOnlySnapshot of Pebble over the shard's sessions, records and data. An excise takes
-// keys away from one that still needs the memtable. Pebble means to wait for the flush then, but looks for such views
-// before it lets other writers go on, and panics at one that came after. So excises are announced in viewSet: they make
-// the open views that they touch independent of the memtable first, and no new ones are opened over them meanwhile.
+// Underneath is an EventuallyFileOnlySnapshot of Pebble over the shard's sessions, records and data. An excise would
+// take keys away from one that still needs the memtable. Pebble means to wait for the flush then, but it looks for such
+// views before it lets other writers go on, and panics when it meets one that came after. So excises are announced in
+// viewSet: no view is opened over their range meanwhile, and a flush makes the open ones independent of the memtable.
 type View struct {
 	e       *Engine
 	shard   base.ShardID
@@ -151,8 +149,8 @@ func (v *View) load() error {
 // Desc returns the shard's descriptor in the view. Do not change it.
 func (v *View) Desc() *base.Descriptor { return v.desc }
 
-// Applied returns the applied state in the view: index, term and configuration of a snapshot made from it. Do not change
-// its lists.
+// Applied returns the applied state in the view: index, term and configuration of a snapshot made from it. Do not
+// change its lists.
 func (v *View) Applied() AppliedState { return v.applied }
 
 // ApproxBytes returns what the shard's data took on disk when the view was opened; what has not been flushed is not
@@ -204,9 +202,18 @@ func (v *View) Close() error {
 	return nil
 }
 
-// announce holds off new views over a range that is about to be excised, and makes the open ones over it independent of
-// the memtable, which may take a flush. The returned function ends the announcement.
-func (s *viewSet) announce(span pebble.KeyRange) (done func()) {
+// awaitClose returns at once unless Close, which holds the lock, is under way.
+func (v *View) awaitClose() {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+}
+
+// announce holds off new views over a range that is about to be excised. The first of the returned functions is to be
+// called after a flush: that made the open views independent of the memtable, since no key that they see is younger
+// than it, and what is left is to wait for those that are being closed, which a flush passes by. (Pebble's own
+// WaitForFileOnlySnapshot returns too early if only commits in flight overlapped a view when it was opened.) The second
+// function ends the announcement.
+func (s *viewSet) announce(span pebble.KeyRange) (flushed, done func()) {
 	var touched []*View
 	s.mu.Lock()
 	if s.mu.excises == nil {
@@ -219,18 +226,17 @@ func (s *viewSet) announce(span pebble.KeyRange) (done func()) {
 		}
 	}
 	s.mu.Unlock()
-	for _, v := range touched {
-		// An error means that the view is being closed; then its Close, which holds the lock, has to end first.
-		_ = v.es.WaitForFileOnlySnapshot(context.Background(), time.Millisecond)
-		v.mu.RLock()
-		_ = v.mu.closed
-		v.mu.RUnlock()
+	flushed = func() {
+		for _, v := range touched {
+			v.awaitClose()
+		}
 	}
-	return func() {
+	done = func() {
 		s.mu.Lock()
 		delete(s.mu.excises, &span)
 		s.mu.Unlock()
 	}
+	return flushed, done
 }
 
 func rangesOverlap(a, b pebble.KeyRange) bool {

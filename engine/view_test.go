@@ -206,12 +206,12 @@ func TestViewsMeetExcises(t *testing.T) {
 func TestAViewOverARangeBeingReplacedIsRefusedUntilThatIsDone(t *testing.T) {
 	e := newEngine(t)
 	d := source(t, e, 10, 0)
-	done := e.views.announce(pebble.KeyRange{Start: dataKey("a", 3), End: dataKey("a", 4)})
+	_, done := e.views.announce(pebble.KeyRange{Start: dataKey("a", 3), End: dataKey("a", 4)})
 	if _, err := e.OpenView(7); !errors.Is(err, ErrViewLost) {
 		t.Fatal(err)
 	}
 	done()
-	done = e.views.announce(pebble.KeyRange{Start: d.End, End: []byte{dataEnd}})
+	_, done = e.views.announce(pebble.KeyRange{Start: d.End, End: []byte{dataEnd}})
 	closeView(t, mustView(t, e, 7))
 	done()
 }

@@ -77,7 +77,8 @@ func (s *adminService) CancelJob(ctx context.Context, req *pb.CancelJobRequest) 
 
 // Undrain implements AdminService.
 func (s *adminService) Undrain(ctx context.Context, req *pb.UndrainRequest) (*pb.UndrainResponse, error) {
-	return toMeta(ctx, s.n, req, func(ctx context.Context, m *member, req *pb.UndrainRequest) (*pb.UndrainResponse, error) {
+	return toMeta(ctx, s.n, req, func(ctx context.Context, m *member, req *pb.UndrainRequest) (
+		*pb.UndrainResponse, error) {
 		if err := m.jobs.undrain(ctx, base.StoreID(req.NodeId)); err != nil {
 			return nil, jobStatus(err)
 		}

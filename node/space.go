@@ -15,15 +15,9 @@ const spacePoll = time.Second
 
 // spaceLoop tells the store how full the disk is.
 func (m *member) spaceLoop(ctx context.Context) {
-	last := engine.SpaceOK
 	every := min(spacePoll, m.n.cfg.Settings.ReportInterval)
 	for ctx.Err() == nil {
-		level, free, low, critical := m.n.eng.Space()
-		if level != last { // the engine has logged it with its numbers
-			m.log.Info("disk space changes what the store does", "level", level.String(), "free_bytes", free,
-				"low_bytes", low, "critical_bytes", critical)
-			last = level
-		}
+		level, _, _, _ := m.n.eng.Space() // the engine logs each change, with its numbers
 		m.store.SetSpace(level)
 		pause(ctx, every)
 	}

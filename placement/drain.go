@@ -11,10 +11,10 @@ import (
 	"github.com/shardd/shardd/internal/base"
 )
 
-// A drain. The mark on the node keeps leaderships, and in mode replicas also new replicas, off it; the node itself hands
-// its leaderships over when it reads the mark in the answer to a report. Replicas are moved a few at a time, each by the
-// steps of a move job of its own that is kept inside the drain's record: the target is chosen once and saved before
-// anything is done, so that a new runner goes on with it.
+// A drain. The mark on the node keeps leaderships, and in mode replicas also new replicas, off it; the node itself
+// hands its leaderships over when it reads the mark in the answer to a report. Replicas are moved a few at a time, each
+// by the steps of a move job of its own that is kept inside the drain's record: the target is chosen once and saved
+// before anything is done, so that a new runner goes on with it.
 
 // DrainAtOnce is how many replicas a drain moves at the same time.
 const DrainAtOnce = 2

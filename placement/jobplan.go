@@ -81,8 +81,8 @@ func newReplicas(j *Job, w World) *replicas {
 	return r
 }
 
-// AskDisk returns the node that has to be asked whether the replica has gone from its disk before Next can say more, and
-// false if it need not be.
+// AskDisk returns the node that has to be asked whether the replica has gone from its disk before Next can say more,
+// and false if it need not be.
 func AskDisk(j *Job, w World) (base.StoreID, bool) {
 	if w.Shard == nil || w.Shard.Joint() {
 		return 0, false
@@ -268,8 +268,8 @@ func (r *replicas) moveLeader(at Progress, why string) Action {
 	return a
 }
 
-// back undoes a job that has not changed voters yet. Before it ends with nothing left to undo it waits for a change that
-// may be on its way; once a replica that it made was seen and has gone, ConfVer keeps such a change out.
+// back undoes a job that has not changed voters yet. Before it ends with nothing left to undo it waits for a change
+// that may be on its way; once a replica that it made was seen and has gone, ConfVer keeps such a change out.
 func (r *replicas) back() Action {
 	state := JobCancelled
 	if r.j.Error != "" {
@@ -294,7 +294,7 @@ func (r *replicas) back() Action {
 			why = "no progress for " + r.stuck.Round(time.Second).String()
 		}
 		return r.end(at, JobFailed, join(r.j.Error, fmt.Sprintf("the learner on %s could not be removed again (%s): "+
-			"shardctl shards remove-replica %d --from %s", r.to.Store, why, uint64(r.now.Desc.Shard), r.to.Store)))
+			"shardctl shards remove-replica %s --from %s", r.to.Store, why, r.now.Desc.Shard, r.to.Store)))
 	case undone + phaseAdd:
 		if r.begun() && r.stuck < r.w.Limits.Settle {
 			return r.wait(at, "waits for a change that may have begun")
@@ -328,8 +328,8 @@ func (r *replicas) blind() Action {
 		return r.act(ActWait, at, "waits for the shard's leader: "+r.w.Why)
 	}
 	return r.end(at, JobFailed, join(r.j.Error, fmt.Sprintf("no leader of %s could be asked for %s (%s): start the nodes "+
-		"of its voters; shardctl shards describe %d shows which", r.j.Spec.Shard, r.stuck.Round(time.Second), r.w.Why,
-		uint64(r.j.Spec.Shard))))
+		"of its voters; shardctl shards describe %s shows which", r.j.Spec.Shard, r.stuck.Round(time.Second), r.w.Why,
+		r.j.Spec.Shard)))
 }
 
 // fail ends the job, after undoing it if that is possible.
@@ -363,8 +363,8 @@ func (r *replicas) stalled(phase int) string {
 		return fmt.Sprintf("%s is Joint and has had no quorum to leave it for %s: start the nodes of its voters; "+
 			"it then leaves Joint by itself", shard, long)
 	case phaseRemove:
-		return fmt.Sprintf("the demoted replica on %s could not be removed for %s: shardctl shards remove-replica %d --from %s",
-			from, long, uint64(shard), from)
+		return fmt.Sprintf("the demoted replica on %s could not be removed for %s: "+
+			"shardctl shards remove-replica %s --from %s", from, long, shard, from)
 	case phaseGone:
 		return fmt.Sprintf("%s left the shard %s, but its data was still on disk after %s: see the log of %s",
 			from, shard, long, from)
@@ -377,8 +377,9 @@ func (r *replicas) refused(phase int) string {
 	if phase != phaseRemove {
 		return r.w.Refused
 	}
-	return fmt.Sprintf("the demoted replica on %s could not be removed (%s): shardctl shards remove-replica %d --from %s",
-		r.j.Spec.From, r.w.Refused, uint64(r.now.Desc.Shard), r.j.Spec.From)
+	return fmt.Sprintf("the demoted replica on %s could not be removed (%s): "+
+		"shardctl shards remove-replica %s --from %s",
+		r.j.Spec.From, r.w.Refused, r.now.Desc.Shard, r.j.Spec.From)
 }
 
 func (r *replicas) lastDetail() string {

@@ -194,8 +194,9 @@ func parseShard(t *testing.T, d *datadriven.TestData, arg func(string) uint64) *
 			t.Fatal(err)
 		}
 		p := ReplicaNow{
-			Replica: base.ReplicaID(replica), Store: base.StoreID(store), Role: roles[f[1]], Match: value("match", last), Last: last,
-			PendingSnapshot: value("pending", 0), Active: !strings.Contains(line, " dead"), Bytes: arg("bytes"),
+			Replica: base.ReplicaID(replica), Store: base.StoreID(store), Role: roles[f[1]],
+			Match: value("match", last), Last: last, PendingSnapshot: value("pending", 0),
+			Active: !strings.Contains(line, " dead"), Bytes: arg("bytes"),
 		}
 		now.Progress = append(now.Progress, p)
 		now.Desc.Replicas = append(now.Desc.Replicas, base.ReplicaDesc{Replica: p.Replica, Store: p.Store, Role: p.Role})

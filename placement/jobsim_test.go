@@ -40,7 +40,9 @@ func newSimShard(rng *rand.Rand) *simShard {
 	s := &simShard{
 		rng: rng, now: time.Hour, dead: map[base.StoreID]time.Duration{}, match: map[base.ReplicaID]uint64{}, last: 2000,
 		snapshot: map[base.ReplicaID]uint64{}, disk: map[base.StoreID]bool{}, leader: 1,
-		desc: &base.Descriptor{Shard: 12, Start: []byte("\x02a"), End: []byte("\x02b"), Epoch: base.Epoch{ConfVer: 1, Version: 1}},
+		desc: &base.Descriptor{
+			Shard: 12, Start: []byte("\x02a"), End: []byte("\x02b"), Epoch: base.Epoch{ConfVer: 1, Version: 1},
+		},
 	}
 	s.desc.NextReplicaID = 1
 	for i := range 1 + rng.IntN(4) {
@@ -97,7 +99,10 @@ func (s *simShard) shardNow() *ShardNow {
 	}
 	out := &ShardNow{Desc: s.desc.Clone(), Leader: s.leader, Term: 6}
 	for _, r := range s.desc.Replicas {
-		p := ReplicaNow{Replica: r.Replica, Store: r.Store, Role: r.Role, Match: s.match[r.Replica], Last: s.last, Active: s.alive(r.Store)}
+		p := ReplicaNow{
+			Replica: r.Replica, Store: r.Store, Role: r.Role, Match: s.match[r.Replica], Last: s.last,
+			Active: s.alive(r.Store),
+		}
 		if p.Match == 0 {
 			p.PendingSnapshot = 5
 			out.Snapshot = &SnapshotNow{To: r.Replica, Phase: "streaming", Done: s.snapshot[r.Replica], Total: simBytes}
@@ -317,14 +322,14 @@ func simSpec(s *simShard) *Job {
 	return j
 }
 
-// TestWhateverHappensAJobEndsWithAWholeConfiguration runs jobs against shards that lose, delay and repeat changes, under
-// runners that are replaced and a former runner that acts once more.
+// TestWhateverHappensAJobEndsWithAWholeConfiguration runs jobs against shards that lose, delay and repeat changes,
+// under runners that are replaced and a former runner that acts once more.
 func TestWhateverHappensAJobEndsWithAWholeConfiguration(t *testing.T) {
 	rng := seeded(t)
 	ends := map[string]int{}
-	rounds := 3000
+	rounds := 1000
 	if testing.Short() {
-		rounds = 300
+		rounds = 200
 	}
 	for round := range rounds {
 		s := newSimShard(rand.New(rand.NewPCG(rng.Uint64(), 1)))

@@ -25,8 +25,8 @@ type BusyError struct {
 }
 
 func (e *BusyError) Error() string {
-	return fmt.Sprintf("%s is busy with job %s: wait for it (shardctl jobs watch %d) or cancel it (shardctl jobs cancel %d)",
-		e.What, e.Job, uint64(e.Job), uint64(e.Job))
+	return fmt.Sprintf("%s is busy with job %s: wait for it (shardctl jobs watch %s) or cancel it "+
+		"(shardctl jobs cancel %s)", e.What, e.Job, e.Job, e.Job)
 }
 
 type lock struct {
@@ -107,8 +107,8 @@ func (d *Directory) takeLocks(ctx context.Context, j, old *Job) ([]wire.Sub, err
 }
 
 // PutJob saves a running job, raises its Rev, and takes and frees locks as its Moves say; a job that has ended gives up
-// all locks and joins the history. ErrStale: the record is not the one that j was made from, or has ended. *BusyError: a
-// shard of a new move is locked. After any other error j may be saved or not; saving it again finds out.
+// all locks and joins the history. ErrStale: the record is not the one that j was made from, or has ended. *BusyError:
+// a shard of a new move is locked. After any other error j may be saved or not; saving it again finds out.
 func (d *Directory) PutJob(ctx context.Context, j *Job) error {
 	if err := j.Validate(); err != nil {
 		return fmt.Errorf("save job: %w: %w", err, ErrInvalid)

@@ -195,7 +195,7 @@ func (c *cluster) settle() {
 			for _, w := range n.store.workers {
 				syncing = syncing || w.syncing > 0
 			}
-			syncing = syncing || n.store.life.commitsUnderWay()
+			syncing = syncing || n.store.life.busy()
 		})
 		if !syncing {
 			return

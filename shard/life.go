@@ -71,11 +71,11 @@ func (l *life) close() {
 	l.mu.jobs, l.mu.wanted = nil, nil
 }
 
-// commitsUnderWay reports whether a disk is about to bring another job.
-func (l *life) commitsUnderWay() bool {
+// busy reports whether there is a job, or a disk is about to bring one.
+func (l *life) busy() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.commits > 0 && !l.mu.closed
+	return !l.mu.closed && (l.mu.commits > 0 || len(l.mu.jobs) > 0 || len(l.mu.wanted) > 0)
 }
 
 // pollLife runs what is queued and reports whether anything was.

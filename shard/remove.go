@@ -110,7 +110,11 @@ func (s *Store) removeReplica(
 		s.finish(op, nil) // gone already
 		return nil, nil
 	}
-	mark = engine.ReplicaMark{NextReplicaID: max(proof.NextReplicaID, mark.NextReplicaID)}
+	next := proof.NextReplicaID
+	if newer, ok := proof.ReplicaOn(s.cfg.Store); ok {
+		next = newer.Replica // it is waiting for this one to go
+	}
+	mark = engine.ReplicaMark{NextReplicaID: max(next, mark.NextReplicaID)}
 	s.parkAll(op, []*replica{r}, func(ok bool) {
 		s.life.post(func() {
 			if !ok {

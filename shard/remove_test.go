@@ -80,7 +80,7 @@ func TestARemovalIsOneStep(t *testing.T) {
 			return
 		}
 		whole++
-		if _, _, ok, err := e.Get(base.UserKey([]byte("b")), nil); !ok || err != nil {
+		if _, _, ok, err := e.Get(base.UserKey([]byte("a")), nil); !ok || err != nil {
 			t.Errorf("the replica is there and its data is not: %v", err)
 		}
 	})

@@ -21,6 +21,7 @@ type shipper struct {
 	queue []SnapshotRequest
 
 	hold    bool                                             // requests stay in the queue
+	down    func() bool                                      // the stream breaks before the installation
 	touch   func(m *engine.SnapshotMeta)                     // changes what is announced
 	staged  func(m *engine.SnapshotMeta, st *engine.Staging) // before the installation
 	done    []error                                          // outcomes, in order
@@ -77,6 +78,9 @@ func (s *shipper) carry(req SnapshotRequest) error {
 	}
 	if s.staged != nil {
 		s.staged(m, st)
+	}
+	if s.down != nil && s.down() {
+		return errStoreDown
 	}
 	to.store.installSnapshot(m, st, req.Done)
 	return nil

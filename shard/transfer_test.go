@@ -174,3 +174,39 @@ func TestAFollowerThatWasLostWhileIdleTakesOver(t *testing.T) {
 		}
 	}
 }
+
+// cockroach#81561. Snapshots are held back, so that the target goes on needing one.
+func TestLeadershipDoesNotGoToAReplicaThatNeedsASnapshotOrIsOnItsWayOut(t *testing.T) {
+	c := newCluster(t, 3, small)
+	c.create(desc(7, "", "", 1, 2, 3))
+	c.leads(7, 1)
+	c.settled()
+	lead := c.nodes[1]
+	lead.ship.hold = true
+	c.net.Isolate(3)
+	c.fill(7, 100<<10)
+	c.settled()
+	c.net.HealAll()
+	c.settled() // it is heard of, and known to need one
+	var te *TransferError
+	if res := c.outcome(c.transfer(lead, 7, 3)); !errors.As(res.err, &te) || !strings.Contains(te.Reason, "snapshot") {
+		t.Fatalf("to the replica that needs a snapshot: %v", res.err)
+	}
+	if res := c.outcome(c.transfer(lead, 7, 0)); res.err != nil || c.leader(7).id != 2 {
+		t.Fatalf("to whichever: %v", res.err)
+	}
+	c.outcome(c.transfer(c.nodes[2], 7, 1))
+	lead.ship.hold = false
+	c.everywhere(7, "k0", strings.Repeat("v", 450))
+	if res := c.outcome(c.transfer(c.leader(7), 7, 3)); res.err != nil {
+		t.Fatalf("once it has one: %v", res.err)
+	}
+
+	c.leads(7, 1)
+	c.mustChange(7, demote(2))
+	ch := c.transfer(lead, 7, 2)
+	c.settle()
+	if res := c.outcome(ch); !errors.As(res.err, &te) || !strings.Contains(te.Reason, "becomes a learner") {
+		t.Fatalf("to one on its way out: %v", res.err)
+	}
+}

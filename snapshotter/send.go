@@ -27,6 +27,7 @@ type sendStream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	idle   *time.Timer
+	over   *time.Timer // ends a snapshot that takes too long; nil before the grant
 
 	granted chan *sharddv1.SnapshotGranted // one
 	heard   chan struct{}                  // closed when the listener has ended
@@ -57,6 +58,7 @@ func (s *Service) attempt(j *job, t *transfer) error {
 	defer a.idle.Stop()
 	go a.listen() // joined below
 	err = a.talk()
+	defer a.stopLimit()
 	switch {
 	case err == nil:
 		<-a.heard // finish was sent: the answer ends it
@@ -139,8 +141,7 @@ func (a *sendStream) talk() error {
 	if err := a.pin(); err != nil {
 		return err
 	}
-	stop := a.limitTime()
-	defer stop()
+	a.limitTime()
 	if err := a.stream(g.GetChunks(), g.GetResume()); err != nil {
 		return err
 	}
@@ -191,22 +192,26 @@ func (a *sendStream) pin() error {
 }
 
 // limitTime ends the snapshot when it has taken too long for its size. The limit follows the rate that is set.
-func (a *sendStream) limitTime() (stop func() bool) {
-	var timer *time.Timer
+func (a *sendStream) limitTime() {
 	left := func() time.Duration {
 		return a.t.granted + a.s.allowance(max(a.t.total, a.j.meter.progress().Done)) - a.s.cfg.Clock.Boot()
 	}
 	ready := make(chan struct{})
-	timer = time.AfterFunc(left(), func() {
+	a.over = time.AfterFunc(left(), func() {
 		<-ready
 		if d := left(); d > 0 {
-			timer.Reset(d)
+			a.over.Reset(d)
 			return
 		}
 		a.cancel(fmt.Errorf("%w: %s after its grant", ErrTimeout, a.s.cfg.Clock.Boot()-a.t.granted))
 	})
 	close(ready)
-	return timer.Stop
+}
+
+func (a *sendStream) stopLimit() {
+	if a.over != nil {
+		a.over.Stop()
+	}
 }
 
 // allowance is how long a snapshot of a size may take from its grant on.
@@ -218,8 +223,7 @@ func (s *Service) allowance(bytes uint64) time.Duration {
 // talkSmall sends everything without waiting for the grant.
 func (a *sendStream) talkSmall() error {
 	a.t.granted = a.s.cfg.Clock.Boot()
-	stop := a.limitTime()
-	defer stop()
+	a.limitTime()
 	a.j.meter.setDone(0)
 	a.j.meter.enter(Streaming)
 	if err := a.reserve(a.t.meta, a.t.total); err != nil {

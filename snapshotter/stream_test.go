@@ -224,6 +224,8 @@ func TestAnInstallOutlivesItsStream(t *testing.T) {
 	d := p.testShard(10, 1000, 300)
 	want := contents(t, p.from.engine, d)
 	inside, broken := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(broken) })
+	defer release()
 	p.to.target.install = func(ctx context.Context, _ *engine.SnapshotMeta) error {
 		close(inside)
 		<-broken
@@ -239,7 +241,7 @@ func TestAnInstallOutlivesItsStream(t *testing.T) {
 		defer p.faults.mu.Unlock()
 		return p.faults.streams > 1
 	})
-	close(broken)
+	release()
 	if err := p.await(done); err != nil {
 		t.Fatal(err)
 	}
@@ -286,8 +288,8 @@ func TestASilentReceiverIsGivenUp(t *testing.T) {
 	d := p.testShard(10, 2000, 500)
 	hold := make(chan struct{})
 	p.to.target.accept = func(*engine.SnapshotMeta) error { <-hold; return nil }
+	defer close(hold)
 	err := p.await(p.send(d))
-	close(hold)
 	if !errors.Is(err, errIdle) {
 		t.Fatalf("got %v", err)
 	}
@@ -300,8 +302,8 @@ func TestASnapshotThatTakesTooLongForItsSizeEnds(t *testing.T) {
 	d := p.testShard(10, 2000, 500)
 	hold := make(chan struct{})
 	p.to.target.install = func(ctx context.Context, _ *engine.SnapshotMeta) error { <-hold; return nil }
+	defer close(hold)
 	err := p.await(p.send(d))
-	close(hold)
 	if !errors.Is(err, ErrTimeout) {
 		t.Fatalf("got %v", err)
 	}
