@@ -64,7 +64,7 @@ func TestFollowersThatLag(t *testing.T) {
 			g.Log/mib, g.Snapshots/mib)
 		return g
 	}
-	if out.SmallGap = gap(mib / 2); out.SmallGap.Snapshots > 0 {
+	if out.SmallGap = gap(mib / 8); out.SmallGap.Snapshots > 0 {
 		t.Errorf("a small gap cost a snapshot: %+v", out.SmallGap)
 	}
 	if out.BigGap = gap(12 * mib); out.BigGap.Snapshots == 0 {

@@ -33,8 +33,10 @@
 //	  build Batch                     sync waiter: waits for syncs       WAL writer, flush, compactions
 //	  CommitAsync: visible            in order, then calls done
 //	  go on with other groups         probe: one WAL write a second      event listener -> queue
-//	                                  when idle (is the disk alive?)
+//	                                  when idle (is the disk alive?),
+//	                                  and a look at the free space
 //	                                  event logger: queue -> slog
+//	                                  damage: calls OnCorrupt
 //
 // A Batch belongs to one goroutine at a time. A Log belongs to its replica's worker, except for what its comment lists.
 // Everything else may be called from anywhere. The goroutines start in Open and are joined by Close.
@@ -49,7 +51,12 @@
 // Snapshots that are being received are in staging/ (staging.go), which Open empties; what they install is ingested in
 // one step with the replica's records (install.go).
 //
+// RESERVE is space that is given back when a start finds the disk full (space.go).
+//
 // # Failure
+//
+// Damaged tables cost their readers an error each, and are reported with their keys (corrupt.go). A full disk is told
+// from an almost full one before it is met (space.go); Inspect reads the directory of a store that is stopped.
 //
 // The first failed sync, or failed write of log or manifest, stops the store and freezes the directory as a power loss
 // would (guard.go). Reads go on, writes fail with ErrStopped, Close works and joins everything.

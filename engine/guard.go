@@ -17,7 +17,7 @@ import (
 //
 // Tables are the exception. Nothing refers to a new one until the manifest does, so they may go on being written and
 // Pebble finds what it wrote. A disk that is full when a table is written is an error that Pebble can handle, by trying
-// again, which it does at once: so it learns of the error only after a wait (space.go). But not in a blob file, whose
+// again, which it does at once: so the next tables have to wait (space.go). But not in a blob file, whose
 // writer panics if its last flush fails.
 type guardFS struct {
 	vfs.FS
@@ -44,7 +44,7 @@ func (g guardFS) judge(name string, err error, sync bool) error {
 	case err == nil || g.e.fatal.stopped.Load():
 		return nil
 	case isSST(name) && (!sync || vfs.IsNoSpaceError(err)):
-		g.e.waitForSpace(err)
+		g.e.tableFull(err)
 		return err
 	}
 	// A failed sync of a table too: Pebble would write another one, but what else the disk has dropped is unknown.
@@ -69,7 +69,7 @@ func (g guardFS) open(op, name string, create func() (vfs.File, error)) (vfs.Fil
 		return &guardFile{File: file, g: g, name: name, table: isTable(name)}, nil
 	}
 	if isTable(name) && !g.e.fatal.stopped.Load() {
-		g.e.waitForSpace(err)
+		g.e.tableFull(err)
 		return nil, err
 	}
 	g.e.fail(err)
@@ -83,6 +83,9 @@ func (g guardFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 		if err := syncDir(g, g.PathDir(name)); err != nil {
 			return nil, err
 		}
+	}
+	if isTable(name) && g.PathDir(name) == g.PathDir(g.e.reserveFile()) { // of Pebble's own making
+		g.e.waitForSpace()
 	}
 	return g.open("create", name, func() (vfs.File, error) { return g.FS.Create(name, c) })
 }

@@ -118,8 +118,9 @@ func (e *Engine) openDB() (err error) {
 	defer po.Cache.Unref() // Pebble has its own reference
 	po.FS = fs
 	if e.opts.FS.mem == nil {
-		checked, closer := vfs.WithDiskHealthChecks(fs, e.opts.DiskSlow, nil, po.EventListener.DiskSlow)
-		po.FS, e.fsClose = checked, closer.Close
+		// Below the guard, whose waits are not the disk's.
+		checked, closer := vfs.WithDiskHealthChecks(e.opts.FS.inner, e.opts.DiskSlow, nil, po.EventListener.DiskSlow)
+		po.FS, e.fsClose = guardFS{FS: checked, fs: e.opts.FS, e: e}, closer.Close
 	}
 	if e.db, err = e.openPebble(po); err != nil {
 		return err

@@ -65,7 +65,8 @@ type spaceState struct {
 	level         atomic.Uint32
 	free          atomic.Uint64
 	low, critical atomic.Uint64
-	reserve       bool // the file is there, whole
+	reserve       bool         // the file is there, whole
+	retryAt       atomic.Int64 // e.now() from which on tables are created again whatever is free
 }
 
 // Space returns the level of free space, the free bytes it is from, and the two thresholds in bytes. It is as of the
@@ -200,20 +201,24 @@ func (e *Engine) makeReserve(size int64) bool {
 	return true
 }
 
-// spaceWait and spaceWaits are how long, and how often, a flush or compaction that found the disk full looks for space
-// before Pebble is told, which then writes the same again from the start.
+// A flush or compaction that finds the disk full is started again by Pebble at once. So once a table could not be
+// written, the next ones are not even created until one fits, or fullRetry has passed; Pebble has by then deleted what
+// the failed job had written, which holding that job back would have kept on the full disk.
 const (
-	spaceWait  = time.Second
-	spaceWaits = 30
+	fullRetry = 30 * time.Second
+	spaceWait = time.Second // between looks at the disk
 )
 
-// waitForSpace delays a flush or compaction whose output met err, if that says that the disk is full, until a table fits
-// or about half a minute has passed. Open does not wait: it refuses.
-func (e *Engine) waitForSpace(err error) {
-	if !vfs.IsNoSpaceError(err) || e.fatal.opening.Load() || !onBackgroundJob() {
-		return
+// tableFull notes that a table could not be written if err says that the disk is full.
+func (e *Engine) tableFull(err error) {
+	if vfs.IsNoSpaceError(err) {
+		e.space.retryAt.Store(int64(e.now() + fullRetry))
 	}
-	for range spaceWaits {
+}
+
+// waitForSpace holds the creation of a table back. Open does not wait: it refuses.
+func (e *Engine) waitForSpace() {
+	for int64(e.now()) < e.space.retryAt.Load() && !e.fatal.opening.Load() {
 		wait := time.NewTimer(e.opts.spaceWait)
 		select {
 		case <-wait.C:
@@ -225,7 +230,7 @@ func (e *Engine) waitForSpace(err error) {
 			return
 		}
 		if free, _, known := e.opts.FS.usage(e.opts.Dir); !known || free >= uint64(e.opts.MemTableBytes) {
-			return
+			e.space.retryAt.Store(0)
 		}
 	}
 }

@@ -217,17 +217,22 @@ func (m *moves) finish() {
 		}
 		return ok && ans.Code == wire.OK
 	})
-	d := c.desc(7)
-	c.until("only members hold a replica", func() bool {
+	var d *base.Descriptor
+	wrong := "no leader"
+	for range 300 {
 		m.reconcile()
-		ok := true
-		c.live(func(n *testNode) {
-			_, listed := d.ReplicaOn(n.id)
-			ok = ok && listed == (n.store.serving(7) != nil) && (listed || n.store.lookup(7) == nil)
-		})
-		return ok
-	})
-	c.everywhere(7, "end", "x")
+		if n := c.leader(7); n != nil {
+			d, _ = n.store.Descriptor(7)
+			if wrong = m.misplaced(n, d); wrong == "" {
+				break
+			}
+		}
+		c.tick()
+	}
+	if wrong != "" {
+		t.Fatalf("not within 300 ticks: %s", wrong)
+	}
+	m.caughtUp(d)
 	for _, r := range d.Replicas {
 		for key := range m.want {
 			if _, ok := c.local(c.nodes[r.Store], 7, key); !ok {
@@ -241,4 +246,43 @@ func (m *moves) finish() {
 			t.Errorf("%s: %v", n.id, n.faults)
 		}
 	})
+}
+
+// misplaced names a replica that is where the descriptor has none, or is not where it has one.
+func (m *moves) misplaced(lead *testNode, d *base.Descriptor) (wrong string) {
+	m.c.live(func(n *testNode) {
+		_, listed := d.ReplicaOn(n.id)
+		if listed != (n.store.serving(7) != nil) || !listed && n.store.lookup(7) != nil {
+			st, ok := n.store.Status(7)
+			wrong = fmt.Sprintf("%s, led by %s; %s has one %t: replica %d, log %d to %d, applied %d, faulted %q, progress %+v",
+				d, lead.id, n.id, ok, st.Replica, st.FirstIndex, st.LastIndex, st.Applied, st.Faulted,
+				lead.store.lookup(7).progress())
+		}
+	})
+	return wrong
+}
+
+// caughtUp waits until all members have the last write.
+func (m *moves) caughtUp(d *base.Descriptor) {
+	c := m.c
+	for range 300 {
+		missing := 0
+		for _, r := range d.Replicas {
+			if _, ok := c.local(c.nodes[r.Store], 7, "end"); !ok {
+				missing++
+			}
+		}
+		if missing == 0 {
+			return
+		}
+		c.tick()
+	}
+	for _, r := range d.Replicas {
+		st, _ := c.nodes[r.Store].store.Status(7)
+		rep := c.nodes[r.Store].store.lookup(7)
+		c.t.Logf("%s: %+v, in flight %t, still %t, handed %d, level %s, progress %+v, sending %+v, reports %+v", r.Store, st,
+			rep.worker.inflight, rep.worker.still, rep.handed.bytes.Load(), c.nodes[r.Store].store.spaceLevel(),
+			rep.progress(), rep.worker.sending, rep.worker.reports)
+	}
+	c.t.Fatalf("the members of %s do not catch up", d)
 }

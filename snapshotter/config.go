@@ -44,7 +44,8 @@ type Target interface {
 	// AcceptSnapshot is asked before a byte is staged. It must not block.
 	AcceptSnapshot(m *engine.SnapshotMeta) error
 	// InstallSnapshot makes the staged state the replica's. On return without an error it is durable, or was no longer
-	// needed. The staging is removed afterwards in any case.
+	// needed. The staging is removed afterwards in any case: the target must have let go of it when it returns, also
+	// because of ctx.
 	InstallSnapshot(ctx context.Context, m *engine.SnapshotMeta, st *engine.Staging) error
 }
 

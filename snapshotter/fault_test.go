@@ -201,6 +201,7 @@ func TestTheEndOfRunEndsEverySnapshot(t *testing.T) {
 				once.Do(func() {
 					waiting = p.send(e)
 					p.from.stop()
+					<-x.Context().Done()
 				})
 			}
 		}}
@@ -224,6 +225,7 @@ func TestTheReceiverStopsInTheMiddle(t *testing.T) {
 		return &tap{onSend: func(x *tap, m any) {
 			if x.parts.Load() == 4 {
 				p.to.stop()
+				<-x.Context().Done()
 			}
 		}}
 	})

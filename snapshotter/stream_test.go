@@ -189,12 +189,18 @@ func TestAReceiverThatRestartsIsSentEverythingAgain(t *testing.T) {
 			again = &tap{}
 			return again
 		}
-		return &tap{onRecv: func(x *tap, m *sharddv1.StreamResponse) {
-			if m.GetStaged().GetChunks() == 5 {
-				close(reached)
-				<-restarted
-			}
-		}}
+		return &tap{
+			onRecv: func(x *tap, m *sharddv1.StreamResponse) {
+				if m.GetStaged().GetChunks() == 5 {
+					close(reached)
+				}
+			},
+			onSend: func(x *tap, _ any) {
+				if x.parts.Load() == 8 {
+					<-restarted
+				}
+			},
+		}
 	})
 	done := p.send(d)
 	<-reached
@@ -255,11 +261,18 @@ func TestASnapshotThatNobodyComesBackForIsRemoved(t *testing.T) {
 	p := newPair(t, options{config: func(c *Config) { c.Timeouts.Resume = 50 * time.Millisecond }})
 	d := p.testShard(10, 2000, 500)
 	p.faults.set(func(context.CancelFunc) *tap {
-		return &tap{onRecv: func(x *tap, m *sharddv1.StreamResponse) {
-			if m.GetStaged().GetChunks() == 3 {
-				p.from.stop()
-			}
-		}}
+		return &tap{
+			onRecv: func(x *tap, m *sharddv1.StreamResponse) {
+				if m.GetStaged().GetChunks() == 3 {
+					p.from.stop()
+				}
+			},
+			onSend: func(x *tap, _ any) {
+				if x.parts.Load() == 8 {
+					<-x.Context().Done()
+				}
+			},
+		}
 	})
 	if err := p.await(p.send(d)); !errors.Is(err, ErrStopped) {
 		t.Fatalf("got %v", err)

@@ -120,6 +120,7 @@ func (*StreamRequest_Part) isStreamRequest_Frame() {}
 func (*StreamRequest_Finish) isStreamRequest_Frame() {}
 
 // SnapshotReserve comes first. With the id of a stream that broke, it resumes.
+// Sent again before the first part, it says what the view holds, which is pinned only after the grant.
 type SnapshotReserve struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
