@@ -19,11 +19,11 @@ import (
 )
 
 // Damaged tables. Pebble checks every block that it reads from disk against its checksum, so damage is an error of the
-// reader that meets it, never a wrong value. What is left to do is to say which keys are behind it, and to keep Pebble's
-// background work off it: Pebble puts a failed compaction off only if its tables are below L0, and loads the statistics
-// of a table again at once after a failure, for ever. So a background job that meets damage is held for a minute before
-// it learns of it. While it is held its tables count as being compacted, which keeps them from being picked again, and
-// one more compaction may run in its place.
+// reader that meets it, never a wrong value. What is left to do is to say which keys are behind it, and to keep
+// Pebble's background work off it: Pebble puts a failed compaction off only if its tables are below L0, and loads the
+// statistics of a table again at once after a failure, for ever. So a background job that meets damage is held for a
+// minute before it learns of it (docs/decisions/0009-holding-pebbles-background-jobs.md). While it is held its tables
+// count as being compacted, which keeps them from being picked again, and one more compaction may run in its place.
 
 // damageHold is for how long a background job that met damage is held.
 const damageHold = time.Minute

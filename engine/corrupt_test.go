@@ -118,7 +118,8 @@ func TestADamagedTableIsReportedOnceWithItsKeysAndNeverAnswersWrong(t *testing.T
 				t.Fatalf("reported [%x, %x), want [%x, %x)", gotLo, gotHi, lo, hi)
 			}
 			files := e.CorruptFiles()
-			if len(files) != 1 || files[0].Path != testDir+"/"+name || !bytes.Equal(files[0].Lo, lo) || !bytes.Equal(files[0].Hi, hi) {
+			if len(files) != 1 || files[0].Path != testDir+"/"+name ||
+				!bytes.Equal(files[0].Lo, lo) || !bytes.Equal(files[0].Hi, hi) {
 				t.Fatalf("%+v", files)
 			}
 			mustClose(t, e)
@@ -213,8 +214,8 @@ func TestADamagedFileOfValuesIsReportedWithTheKeysThatReferToIt(t *testing.T) {
 	}
 }
 
-// TestACompactionOverADamagedTableNeitherSpinsNorFloodsTheLogNorHoldsUpTheOthers: Pebble alone tries the compaction of a
-// damaged table in L0 again at once, thousands of times a second.
+// TestACompactionOverADamagedTableNeitherSpinsNorFloodsTheLogNorHoldsUpTheOthers: Pebble alone tries the compaction of
+// a damaged table in L0 again at once, hundreds of times a second.
 func TestACompactionOverADamagedTableNeitherSpinsNorFloodsTheLogNorHoldsUpTheOthers(t *testing.T) {
 	fs := NewMemFS()
 	o := testOptions(t, fs)
@@ -271,8 +272,8 @@ func TestACompactionOverADamagedTableNeitherSpinsNorFloodsTheLogNorHoldsUpTheOth
 	}
 }
 
-// TestStatisticsOfADamagedTableAreNotLoadedInASpin: after a start, Pebble loads the statistics of all tables, and begins
-// anew at once when one cannot be read.
+// TestStatisticsOfADamagedTableAreNotLoadedInASpin: after a start, Pebble loads the statistics of all tables, and
+// begins anew at once when one cannot be read.
 func TestStatisticsOfADamagedTableAreNotLoadedInASpin(t *testing.T) {
 	fs := NewMemFS()
 	o := testOptions(t, fs)

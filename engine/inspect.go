@@ -117,7 +117,8 @@ func (in *inspector) run() (err error) {
 		return err
 	}
 	if !found || state != markerReady {
-		return &OpenError{Code: ExitCorrupt, Dir: dir, Err: errors.New("there is no store in it, or its creation has not ended")}
+		err := errors.New("there is no store in it, or its creation has not ended")
+		return &OpenError{Code: ExitCorrupt, Dir: dir, Err: err}
 	}
 	lock, err := lockDir(fs, dir)
 	if err != nil {

@@ -129,8 +129,9 @@ func TestAnInspectionListsAllProblemsAndNotOnlyTheFirst(t *testing.T) {
 	for _, want := range []string{
 		"s7: overlaps s8", "s7: log: entries 14 to 14 are missing", "s7: replica 1 is not listed in its descriptor",
 		"s8: half a state: descriptor, but applied false", "s3: removed, but there is more of it",
-		"s9: half a state: no descriptor", "s20: unmarked, but there is more of it", "s30: mark: replica mark: layout version 77",
-		"s0: raft state: key 017201 is not one of ours", fmt.Sprintf("s0: data at key %x, which no replica here owns", userKey(1)),
+		"s9: half a state: no descriptor", "s20: unmarked, but there is more of it",
+		"s30: mark: replica mark: layout version 77", "s0: raft state: key 017201 is not one of ours",
+		fmt.Sprintf("s0: data at key %x, which no replica here owns", userKey(1)),
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not among\n%s", want, text)

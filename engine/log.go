@@ -188,10 +188,10 @@ func (l *Log) cutOld(n, count uint64) (freed uint64) {
 	return freed
 }
 
-// Truncate deletes the entries up to and including index to, whose term is given, and stores the TruncatedState with the
-// configuration at that index, all in the batch. It needs no sync of its own: the log's order puts it behind the applied
-// state that allows it (rule L4: to is never above what is applied, in this batch or an earlier one). Nothing happens if
-// to is truncated already.
+// Truncate deletes the entries up to and including index to, whose term is given, and stores the TruncatedState with
+// the configuration at that index, all in the batch. It needs no sync of its own: the log's order puts it behind the
+// applied state that allows it (rule L4: to is never above what is applied, in this batch or an earlier one). Nothing
+// happens if to is truncated already.
 func (l *Log) Truncate(b *Batch, to, term uint64, conf raftpb.ConfState) {
 	first, last := l.first.Load(), l.last.Load()
 	if to < first {

@@ -68,8 +68,8 @@ func benchCommit(b *testing.B, e *Engine, batch *Batch) {
 	batch.Close()
 }
 
-// BenchmarkTruncate is one truncation of n entries and what follows from it, for logs whose entries die in the memtable,
-// and for logs so long that they have been flushed before. ns/deleted is the commit of the truncation by entry; ns/read
+// BenchmarkTruncate is one truncation of n entries and what follows from it, for logs whose entries die in the
+// memtable, and for logs so long that they have been flushed before. ns/deleted is the commit of the truncation by entry; ns/read
 // is what opening an iterator on data costs right after it, which is where range tombstones are paid for, one ns/read
 // for each truncation as long as reads are more frequent; both are medians. us/truncation is what both come to.
 // B-tables/entry is what flushes and compactions wrote.

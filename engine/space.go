@@ -18,7 +18,7 @@ import (
 // process, since nothing can be said about what it left.
 //
 //	free >= low              SpaceOK
-//	critical <= free < low   SpaceLow       clients' writes that add bytes are refused, leaderships and moves go elsewhere
+//	critical <= free < low   SpaceLow       writes that add bytes are refused, leaderships and moves go elsewhere
 //	free < critical          SpaceCritical  only what frees space or is tiny may be written
 //
 // A level is left upwards only at an eighth above its threshold, so that it does not flap.
@@ -70,8 +70,8 @@ type spaceState struct {
 }
 
 // Space returns the level of free space, the free bytes it is from, and the two thresholds in bytes. It is as of the
-// last look at the disk, at most about a second ago, and never waits for the disk. If the file system does not tell (one
-// in memory without SetFree), the level is SpaceOK and free is the largest number.
+// last look at the disk, at most about a second ago, and never waits for the disk. If the file system does not tell
+// (one in memory without SetFree), the level is SpaceOK and free is the largest number.
 func (e *Engine) Space() (level SpaceLevel, free, low, critical uint64) {
 	s := &e.space
 	if _, ok := e.opts.FS.setFree(); ok || e.opts.ProbeInterval < 0 { // in tests: now

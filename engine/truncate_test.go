@@ -101,8 +101,9 @@ func TestAStoreOfTheFirstLayoutIsReadAndMarkedAsNewerOnceItRuns(t *testing.T) {
 	}
 }
 
-// TestACrashAroundTruncationLeavesALogThatStartsAtOrBelowWhatIsApplied truncates at what is applied, as rule L4 allows at
-// most, unsynced, and crashes after every batch: what is left must open, and hold every entry above what is truncated.
+// TestACrashAroundTruncationLeavesALogThatStartsAtOrBelowWhatIsApplied truncates at what is applied, as rule L4 allows
+// at most, unsynced, and crashes after every batch: what is left must open, and hold every entry above what is
+// truncated.
 func TestACrashAroundTruncationLeavesALogThatStartsAtOrBelowWhatIsApplied(t *testing.T) {
 	rng, seed := seeded(t)
 	fs := NewMemFS()
@@ -118,7 +119,8 @@ func TestACrashAroundTruncationLeavesALogThatStartsAtOrBelowWhatIsApplied(t *tes
 	data := bytes.Repeat([]byte("d"), 200)
 	at := func(what string, step int) {
 		keep := keepPercents[rng.IntN(3)]
-		all = append(all, crash{fs.CrashClone(keep, seed+int64(len(all))), fmt.Sprintf("after %s %d, %d%%", what, step, keep)})
+		name := fmt.Sprintf("after %s %d, %d%%", what, step, keep)
+		all = append(all, crash{fs.CrashClone(keep, seed+int64(len(all))), name})
 	}
 	applied := uint64(InitialIndex)
 	for step := range 60 {
@@ -178,7 +180,8 @@ func TestTheSeekOfABootTouchesFewKeysHoweverOftenTheLogWasTruncated(t *testing.T
 		_, last := l.Bounds()
 		commit(t, e, false, func(b *Batch) {
 			l.Append(b, []raftpb.Entry{
-				{Term: 6, Index: last + 1, Data: data}, {Term: 6, Index: last + 2, Data: data}, {Term: 6, Index: last + 3, Data: data},
+				{Term: 6, Index: last + 1, Data: data}, {Term: 6, Index: last + 2, Data: data},
+				{Term: 6, Index: last + 3, Data: data},
 			})
 			if first, _ := l.Bounds(); first+left <= last {
 				l.Truncate(b, last-left, 6, goldenConf)

@@ -240,8 +240,8 @@ func TestAChangeThatRaftOrApplyRefusesIsDefinitelyNotDone(t *testing.T) {
 			t.Errorf("%s: no answer", what)
 		}
 	}
-	expect("made for another descriptor", c.confChange(lead, 7, confContext{confVer: 5, ops: []confOp{{AddLearner, 4, 9}}}),
-		"made for ConfVer 5")
+	expect("made for another descriptor",
+		c.confChange(lead, 7, confContext{confVer: 5, ops: []confOp{{AddLearner, 4, 9}}}), "made for ConfVer 5")
 	expect("leaving what is not joint", c.confChange(lead, 7, confContext{confVer: 1}), "raft")
 	lead.hold = true
 	first := c.confChange(lead, 7, confContext{confVer: 1, ops: []confOp{{AddLearner, 4, 9}}})

@@ -16,9 +16,9 @@ import (
 
 // Conf changes. Apply decides: the change is checked against the descriptor and the configuration in the AppliedState,
 // which are the same on every replica (R8), and the next descriptor and ConfState are committed with the applied
-// index. Worker: ApplyConfChange for accepted ones, then the Ready that committed them is advanced (R2). A crash between
-// the two starts from what is on disk. A change that removes this very replica is committed as its removal instead, in
-// one synced step with the mark.
+// index. Worker: ApplyConfChange for accepted ones, then the Ready that committed them is advanced (R2). A crash
+// between the two starts from what is on disk. A change that removes this very replica is committed as its removal
+// instead, in one synced step with the mark.
 
 // confResult is apply's decision on one conf change, on its way back to the worker.
 type confResult struct {
@@ -198,8 +198,8 @@ func votes(conf *raftpb.ConfState, id uint64) bool {
 	return slices.Contains(conf.Voters, id) || slices.Contains(conf.VotersOutgoing, id)
 }
 
-// sayFarewell tells a replica that a change removes of the commit index that removes it. Raft forgets it in applying the
-// change; it would have to ask around later.
+// sayFarewell tells a replica that a change removes of the commit index that removes it. Raft forgets it in applying
+// the change; it would have to ask around later.
 func (w *worker) sayFarewell(r *replica, c *confResult) {
 	rw := &r.worker
 	st := rw.rn.BasicStatus()

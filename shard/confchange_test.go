@@ -112,15 +112,15 @@ func TestConfChangesAreDecidedFromTheirContext(t *testing.T) {
 		{"leave when not joint", learner(), confContext{confVer: 1}, "!not in a joint"},
 		{"change when joint", joint(), confContext{confVer: 1, ops: []confOp{{AddLearner, 4, 9}}}, "!in a joint"},
 		{"remove when joint", joint(), confContext{confVer: 1, ops: []confOp{{Remove, 3, 3}}}, "!in a joint"},
-		{"an id that was given out", learner(), confContext{confVer: 1, ops: []confOp{{AddLearner, 3, 9}}}, "!next replica id"},
+		{"an old id", learner(), confContext{confVer: 1, ops: []confOp{{AddLearner, 3, 9}}}, "!next replica id"},
 		{"an id from the future", learner(), confContext{confVer: 1, ops: []confOp{{AddLearner, 5, 9}}}, "!next replica id"},
-		{"a second replica on a store", learner(), confContext{confVer: 1, ops: []confOp{{AddLearner, 4, 2}}}, "!holds replica 2"},
+		{"two on a store", learner(), confContext{confVer: 1, ops: []confOp{{AddLearner, 4, 2}}}, "!holds replica 2"},
 		{"remove a voter", learner(), confContext{confVer: 1, ops: []confOp{{Remove, 1, 1}}}, "!demote it first"},
 		{"promote a voter", learner(), confContext{confVer: 1, ops: []confOp{{Promote, 1, 1}}}, "!is a voter"},
 		{"demote a learner", learner(), confContext{confVer: 1, ops: []confOp{{Demote, 3, 3}}}, "!is a learner"},
 		{"unknown replica", learner(), confContext{confVer: 1, ops: []confOp{{Promote, 8, 8}}}, "!no replica 8"},
 		{"replica on another store", learner(), confContext{confVer: 1, ops: []confOp{{Promote, 3, 2}}}, "!no replica 3"},
-		{"no voter left", learner(), confContext{confVer: 1, ops: []confOp{{Demote, 1, 1}, {Demote, 2, 2}}}, "!removed all voters"},
+		{"no voter left", learner(), confContext{confVer: 1, ops: []confOp{{Demote, 1, 1}, {Demote, 2, 2}}}, "!all voters"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			before := tc.d.String()

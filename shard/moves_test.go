@@ -52,8 +52,8 @@ func TestAShardGrowsFromOneVoterToThreeAndMovesToOtherStores(t *testing.T) {
 }
 
 // Random changes of replicas, by whoever leads, with crashes, cuts and small logs in between. At the end the shard is
-// not joint, every acknowledged write is on every member, and no store holds a replica that the descriptor does not list
-// once those that missed their removal have the proof.
+// not joint, every acknowledged write is on every member, and no store holds a replica that the descriptor does not
+// list once those that missed their removal have the proof.
 func TestRandomMovesUnderCrashesAndCutsLoseNothing(t *testing.T) {
 	for range 4 {
 		seed := rand.Uint64()
@@ -251,8 +251,9 @@ func (m *moves) finish() {
 // misplaced names a replica that is where the descriptor has none, or is not where it has one.
 func (m *moves) misplaced(lead *testNode, d *base.Descriptor) (wrong string) {
 	m.c.live(func(n *testNode) {
-		_, listed := d.ReplicaOn(n.id)
-		if listed != (n.store.serving(7) != nil) || !listed && n.store.lookup(7) != nil {
+		rep, listed := d.ReplicaOn(n.id)
+		r := n.store.lookup(7)
+		if listed != (r != nil) || listed && (r.id != rep.Replica || r.uninitialised()) {
 			st, ok := n.store.Status(7)
 			wrong = fmt.Sprintf("%s, led by %s; %s has one %t: replica %d, log %d to %d, applied %d, faulted %q, progress %+v",
 				d, lead.id, n.id, ok, st.Replica, st.FirstIndex, st.LastIndex, st.Applied, st.Faulted,

@@ -14,8 +14,8 @@ import (
 
 // Verification of a shard. Propose: the leader puts an entry into the log that changes nothing. Apply: every replica
 // comes to it at the same state, by itself in a run of its own. Publish: a view of exactly that state is opened and
-// handed to Config.OnVerify, whose owner reads and compares it at its leisure. A crash after Apply may lose the view, and
-// one before it opens the view at the next start: whoever compares must bear with a missing and with a late one.
+// handed to Config.OnVerify, whose owner reads and compares it at its leisure. A crash after Apply may lose the view,
+// and one before it opens the view at the next start: whoever compares must bear with a missing and with a late one.
 
 // VerifyRun asks for the checksum of one replica at one index. The receiver closes View; with Err there is none.
 type VerifyRun struct {

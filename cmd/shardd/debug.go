@@ -27,8 +27,8 @@ func newDebugStore() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "store DIR",
 		Short: "List what a stopped node has on disk, and what is wrong with it",
-		Long: `List what a stopped node has on disk: who it is, and for each shard the mark, the descriptor, what is applied, the
-hard state and the bounds of the raft log, those of replicas that were removed included. Every record is read and
+		Long: `List what a stopped node has on disk: who it is, and for each shard the mark, the descriptor, what is applied,
+the hard state and the bounds of the raft log, those of replicas that were removed included. Every record is read and
 compared with the others; what a healthy store does not have is listed as a problem: half states, logs with holes,
 ranges that overlap, data that no replica owns. Nothing in the directory is changed, and one that a process has open is
 refused.

@@ -45,7 +45,8 @@ func debugStore(t *testing.T, dir string, problems bool) {
 	}
 	b.Close()
 	err = e.WriteIdent(engine.Ident{
-		Cluster: base.ClusterID{1}, Store: 1, Incarnation: 3, Peers: []engine.PeerRecord{{Store: 2, Addr: "b:7400", Incarnation: 4}},
+		Cluster: base.ClusterID{1}, Store: 1, Incarnation: 3,
+		Peers: []engine.PeerRecord{{Store: 2, Addr: "b:7400", Incarnation: 4}},
 	})
 	if err == nil {
 		err = e.Close()
@@ -95,7 +96,8 @@ func TestDebugStorePrintsWhatAStoppedNodeHas(t *testing.T) {
 			if err := json.Unmarshal([]byte(out), &v); err != nil || code != want {
 				t.Fatal(code, err)
 			}
-			if v.Dir != dir || v.Ident == nil || v.Ident.Store != 1 || len(v.Replicas) != 4 || (len(v.Problems) > 0) != problems ||
+			if v.Dir != dir || v.Ident == nil || v.Ident.Store != 1 || len(v.Replicas) != 4 ||
+				(len(v.Problems) > 0) != problems ||
 				v.Replicas[0].Applied == nil || v.Replicas[0].Applied.Index != engine.InitialIndex ||
 				v.Replicas[0].Truncated.Conf == nil || len(v.Replicas[0].Truncated.Conf.Voters) != 1 ||
 				v.Replicas[1].Life != "uninitialised" || v.Replicas[1].Hard.Vote != 1 || v.Replicas[2].Life != "removed" {
@@ -107,7 +109,8 @@ func TestDebugStorePrintsWhatAStoppedNodeHas(t *testing.T) {
 
 func TestDebugStoreRefusesWhatItMustNotRead(t *testing.T) {
 	dir := t.TempDir()
-	if code, _, errOut := runShardd(t, "debug", "store", dir); code != engine.ExitCorrupt || !strings.Contains(errOut, dir) {
+	code, _, errOut := runShardd(t, "debug", "store", dir)
+	if code != engine.ExitCorrupt || !strings.Contains(errOut, dir) {
 		t.Fatalf("an empty directory: %d, %s", code, errOut)
 	}
 	names, err := os.ReadDir(dir)

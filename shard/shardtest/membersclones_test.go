@@ -16,8 +16,9 @@ import (
 // TestACrashOfAllStoresAtAnySyncedBoundaryOfAMoveLeavesOneMembership moves a replica, that of the leader or of a
 // follower: promote and demote in one joint step, leave, remove. Just before and just after each sync of any store the
 // whole cluster loses power, in copies of the world that keep different shares of what was not synced. Each copy must
-// come to one descriptor that is not joint and holds every change that was acknowledged, serve and keep every write, and
-// hold no replica on any disk that the descriptor does not list, once those that missed their removal have the proof.
+// come to one descriptor that is not joint and holds every change that was acknowledged, serve and keep every write,
+// and hold no replica on any disk that the descriptor does not list, once those that missed their removal have the
+// proof.
 func TestACrashOfAllStoresAtAnySyncedBoundaryOfAMoveLeavesOneMembership(t *testing.T) {
 	for _, leaver := range []base.StoreID{1, 2} {
 		t.Run(fmt.Sprintf("of %s, led by n1", leaver), func(t *testing.T) {
