@@ -69,10 +69,10 @@ func benchCommit(b *testing.B, e *Engine, batch *Batch) {
 }
 
 // BenchmarkTruncate is one truncation of n entries and what follows from it, for logs whose entries die in the
-// memtable, and for logs so long that they have been flushed before. ns/deleted is the commit of the truncation by entry; ns/read
-// is what opening an iterator on data costs right after it, which is where range tombstones are paid for, one ns/read
-// for each truncation as long as reads are more frequent; both are medians. us/truncation is what both come to.
-// B-tables/entry is what flushes and compactions wrote.
+// memtable, and for logs so long that they have been flushed before. ns/deleted is the commit of the truncation by
+// entry; ns/read is what opening an iterator on data costs right after it, which is where range tombstones are paid
+// for, one ns/read for each truncation as long as reads are more frequent; both are medians. us/truncation is what both
+// come to. B-tables/entry is what flushes and compactions wrote.
 func BenchmarkTruncate(b *testing.B) {
 	for _, size := range []int{100, 1000} {
 		for _, state := range []string{"memtable", "flushed"} {
