@@ -40,6 +40,7 @@ type CorruptFile struct {
 }
 
 type damageState struct {
+	opened  atomic.Bool   // Pebble is open: before, it waits for its jobs, which then must not be held
 	held    atomic.Int64  // background jobs that are held now
 	closing chan struct{} // closed by Close: ends the holds and the goroutine
 	wake    chan struct{}
@@ -114,7 +115,7 @@ func (e *Engine) damaged(path string, b *pebble.KeyRange, detail string) {
 		e.events.log(slog.LevelError, "damaged file", slog.String("file", path),
 			slog.String("keys", fmt.Sprintf("[%x, %x)", f.Lo, f.Hi)), slog.String("detail", oneLine(detail)))
 	}
-	if !onBackgroundJob() {
+	if !e.damage.opened.Load() || !onBackgroundJob() {
 		return
 	}
 	e.damage.held.Add(1)

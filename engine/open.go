@@ -125,6 +125,7 @@ func (e *Engine) openDB() (err error) {
 	if e.db, err = e.openPebble(po); err != nil {
 		return err
 	}
+	e.damage.opened.Store(true)
 	if err := e.checkBlobs(fs); err != nil {
 		return errors.Join(err, e.closeDB(e.db))
 	}

@@ -70,6 +70,9 @@ func (w memberWorld) disk(ctx context.Context, at base.StoreID, id base.ShardID)
 	case codes.NotFound:
 		return placement.DiskGone
 	}
+	if st, heard := w.m.reports.view.Stores()[at]; heard && !st.Alive {
+		return placement.DiskDown
+	}
 	return placement.DiskSilent
 }
 

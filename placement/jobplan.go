@@ -217,7 +217,10 @@ func (r *replicas) forward() Action {
 		if _, again := r.now.Desc.ReplicaOn(r.j.Spec.From); again {
 			return r.end(at, JobDone, "")
 		}
-		if r.w.Disk == DiskSilent {
+		switch r.w.Disk {
+		case DiskDown:
+			return r.end(at, JobDone, r.j.Spec.From.String()+" is down: it drops its replica when it is back")
+		case DiskSilent:
 			if r.stuck >= r.w.Limits.Disk {
 				return r.end(at, JobDone, r.j.Spec.From.String()+" does not answer: it drops its replica when it is back")
 			}

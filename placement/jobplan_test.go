@@ -62,7 +62,7 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		s.w.Shard, s.w.Why = nil, rest(d)
 	case "disk":
 		s.w.Disk = map[string]DiskState{
-			"gone": DiskGone, "holds": DiskHolds, "silent": DiskSilent, "unknown": DiskUnknown,
+			"gone": DiskGone, "holds": DiskHolds, "silent": DiskSilent, "down": DiskDown, "unknown": DiskUnknown,
 		}[d.CmdArgs[0].Key]
 	case "refused":
 		s.w.Refused, s.w.RefusedAt = rest(d), s.w.Shard.Desc.Epoch.ConfVer

@@ -96,6 +96,7 @@ const (
 	DiskHolds
 	DiskGone
 	DiskSilent // the node does not answer
+	DiskDown   // nor has it reported for AliveFor
 )
 
 // World is what a step is decided from.
