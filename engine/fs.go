@@ -19,6 +19,10 @@ type FS struct {
 	hook  atomic.Pointer[func()] // set by tests: called around everything that a crash could fall between
 	free  atomic.Uint64          // SetFree's bytes and one, 0 for none
 
+	// reuse keeps CrashClone out of a recycling of a log file, in which Pebble's memory file system takes its lock for
+	// reading twice.
+	reuse sync.RWMutex
+
 	// power is held for reading around each sync, so that PowerOff falls between syncs, never into one.
 	power struct {
 		sync.RWMutex
@@ -50,6 +54,8 @@ func (f *FS) CrashClone(keepPercent int, seed int64) *FS {
 	if f.mem == nil {
 		panic("engine: CrashClone needs a file system from NewMemFS")
 	}
+	f.reuse.Lock()
+	defer f.reuse.Unlock()
 	mem := f.mem.CrashClone(vfs.CrashCloneCfg{
 		UnsyncedDataPercent: keepPercent,
 		RNG:                 rand.New(rand.NewPCG(uint64(seed), uint64(keepPercent))),

@@ -95,7 +95,11 @@ func (g guardFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs
 }
 
 func (g guardFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return g.open("reuse", to, func() (vfs.File, error) { return g.FS.ReuseForWrite(from, to, c) })
+	return g.open("reuse", to, func() (vfs.File, error) {
+		g.fs.reuse.RLock()
+		defer g.fs.reuse.RUnlock()
+		return g.FS.ReuseForWrite(from, to, c)
+	})
 }
 
 func (g guardFS) OpenDir(name string) (vfs.File, error) {

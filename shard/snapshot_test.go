@@ -223,11 +223,11 @@ func TestAFollowerThatRestartsInMidInstallIsSentAnother(t *testing.T) {
 			for after && len(done) == 0 {
 				n.store.Poll()
 			}
+			c.crash(n, 0)
 		}
 		lead.ship.down = func() bool { return crashed == 1 }
 		c.changed(7, ReplicaChange{Op: AddLearner, Store: 4})
 		c.until("staged", func() bool { return crashed == 1 })
-		c.crash(n, 0)
 		c.start(n)
 		if got := n.store.serving(7) != nil; got != after {
 			t.Fatalf("initialised %t, want %t", got, after)

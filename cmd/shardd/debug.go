@@ -6,7 +6,6 @@ import (
 	"strconv"
 
 	"github.com/spf13/cobra"
-	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
@@ -278,10 +277,10 @@ func storeJSON(in *engine.Inspection) storeView {
 			row.Hard = &hardView{h.Term, h.Vote, h.Commit}
 		}
 		if a := r.Applied; a != nil {
-			row.Applied = &positionView{a.Index, a.Term, confJSON(a.Conf)}
+			row.Applied = &positionView{a.Index, a.Term, confJSON(engine.TruncatedState{Conf: a.Conf})}
 		}
 		if t := r.Truncated; t != nil {
-			row.Truncated = &positionView{t.Index, t.Term, confJSON(t.Conf)}
+			row.Truncated = &positionView{t.Index, t.Term, confJSON(*t)}
 		}
 		if r.Entries > 0 {
 			row.Log = &logBoundsView{r.LogFirst, r.LogLast, r.Entries, r.LogBytes}
@@ -308,7 +307,9 @@ func descJSON(d *base.Descriptor) *descView {
 	return v
 }
 
-func confJSON(c raftpb.ConfState) *confView {
+// confJSON takes a position for the configuration at it.
+func confJSON(at engine.TruncatedState) *confView {
+	c := &at.Conf
 	if len(c.Voters) == 0 {
 		return nil
 	}

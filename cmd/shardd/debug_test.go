@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"go.etcd.io/etcd/raft/v3/raftpb"
-
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/cli"
@@ -33,11 +31,13 @@ func debugStore(t *testing.T, dir string, problems bool) {
 	b := e.NewBatch()
 	b.CreateReplica(d, 1, 100, []engine.KV{{Key: []byte{base.SpaceUser, 'b'}, Value: []byte("v")}})
 	b.SetMark(6, engine.ReplicaMark{ReplicaID: 2, NextReplicaID: 3})
-	b.SetHardState(6, raftpb.HardState{Term: 8, Vote: 1})
+	hard, other := engine.ReplicaState{}.Hard, engine.ReplicaState{}.Hard
+	hard.Term, hard.Vote, other.Term = 8, 1, 1
+	b.SetHardState(6, hard)
 	b.SetMark(7, engine.ReplicaMark{NextReplicaID: 9})
 	b.SetMark(8, engine.ReplicaMark{NextReplicaID: ^base.ReplicaID(0)})
 	if problems {
-		b.SetHardState(7, raftpb.HardState{Term: 1})
+		b.SetHardState(7, other)
 		b.Put([]byte{base.SpaceUser, 'x'}, engine.ValueHeader{}, []byte("stray"))
 	}
 	if err := e.Commit(b, true); err != nil {
