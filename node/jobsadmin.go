@@ -167,7 +167,7 @@ func (r *jobRunner) plan(ctx context.Context, s placement.JobSpec, dry bool) (*p
 		return nil, err
 	}
 	involved := append(voters(now.Desc), s.From, s.To)
-	nodes, err := r.heard(ctx, involved)
+	nodes, err := r.heard(ctx, s.To, involved)
 	if err != nil {
 		return nil, err
 	}
@@ -182,8 +182,9 @@ func voters(d *base.Descriptor) (out []base.StoreID) {
 }
 
 // heard returns the nodes; while this node leads the meta shard too shortly to know those that are asked for, it waits
-// for their reports.
-func (r *jobRunner) heard(ctx context.Context, ids []base.StoreID) (map[base.StoreID]placement.NodeNow, error) {
+// for their reports, and in any case for the first one of target, which may just have joined. Target 0 is none.
+func (r *jobRunner) heard(ctx context.Context, target base.StoreID, ids []base.StoreID) (
+	map[base.StoreID]placement.NodeNow, error) {
 	until := r.clock.Boot() + heardTimeout
 	for {
 		nodes, err := r.world.nodes(ctx)
@@ -195,7 +196,9 @@ func (r *jobRunner) heard(ctx context.Context, ids []base.StoreID) (map[base.Sto
 			n, known := nodes[id]
 			missing = missing || known && !n.Heard
 		}
-		if !missing || !r.settling(nodes) || r.clock.Boot() >= until {
+		to, known := nodes[target]
+		joining := known && !to.Heard
+		if !joining && (!missing || !r.settling(nodes)) || r.clock.Boot() >= until {
 			return nodes, nil
 		}
 		pause(ctx, r.poll)
@@ -207,7 +210,7 @@ func (r *jobRunner) heard(ctx context.Context, ids []base.StoreID) (map[base.Sto
 
 // planDrain checks a drain. A dry run says which replicas would go where.
 func (r *jobRunner) planDrain(ctx context.Context, s placement.JobSpec, dry bool) (*placement.Job, error) {
-	nodes, err := r.heard(ctx, []base.StoreID{s.From})
+	nodes, err := r.heard(ctx, 0, []base.StoreID{s.From})
 	if err != nil {
 		return nil, err
 	}
