@@ -161,13 +161,17 @@ func (r *jobRunner) live(id placement.JobID) *placement.Job {
 	return t.shown.Load()
 }
 
+// leadsFor is how long this node has led the meta shard.
+func (r *jobRunner) leadsFor() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.clock.Boot() - r.mu.since
+}
+
 // settling reports whether nodes may be missing from the picture only because this node leads the meta shard too
 // shortly to have heard from them.
 func (r *jobRunner) settling(nodes map[base.StoreID]placement.NodeNow) bool {
-	r.mu.Lock()
-	since := r.mu.since
-	r.mu.Unlock()
-	if r.clock.Boot()-since >= placement.AliveFor {
+	if r.leadsFor() >= placement.AliveFor {
 		return false
 	}
 	for _, n := range nodes {

@@ -70,7 +70,8 @@ func (w memberWorld) disk(ctx context.Context, at base.StoreID, id base.ShardID)
 	case codes.NotFound:
 		return placement.DiskGone
 	}
-	if st, heard := w.m.reports.view.Stores()[at]; heard && !st.Alive {
+	st, heard := w.m.reports.view.Stores()[at]
+	if heard && !st.Alive || !heard && w.m.jobs.leadsFor() >= placement.AliveFor {
 		return placement.DiskDown
 	}
 	return placement.DiskSilent
