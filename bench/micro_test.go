@@ -72,7 +72,7 @@ func benchEntry(r *rand.Rand, i, count, writes int, index uint64) raftpb.Entry {
 }
 
 // benchEngine is an engine on disk with a replica of each of count shards.
-func benchEngine(b *testing.B, count int) (*engine.Engine, []engine.ReplicaState) {
+func benchEngine(b testing.TB, count int) (*engine.Engine, []engine.ReplicaState) {
 	b.Helper()
 	e, err := engine.Open(engine.Options{Dir: b.TempDir(), Fatal: func(err error) { b.Error(err) }})
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 	"github.com/shardd/shardd/e2e/harness"
 )
 
+const damagedFill = 3 * mib // bytes of a shard
+
 // damaged starts three nodes with some data, in tables or still in the log of the last one, which it leaves killed.
 func damaged(t *testing.T, tables bool) (c *harness.Cluster, l *load, victim int) {
 	t.Helper()
@@ -31,7 +33,7 @@ func damaged(t *testing.T, tables bool) (c *harness.Cluster, l *load, victim int
 	l = newLoadOf(t, db, shards, 6)
 	stop := l.run(1)
 	for i := range shards {
-		fill(t, db, i, 3*mib)
+		fill(t, db, i, damagedFill)
 	}
 	l.waitWrites("to fill the cluster")
 	stop()
@@ -155,12 +157,22 @@ func verifyOnce(t *testing.T, c *harness.Cluster) *sharddv1.Job {
 func TestADamagedTableIsQuarantinedAndReplaced(t *testing.T) {
 	c, l, victim := damaged(t, true)
 	id := damagedID(t, c, victim)
-	for _, table := range large(t, c.Nodes[victim].Dir, ".sst", 256<<10) {
-		flip(t, table, 0.4)
+	// Large values lie in files of their own, beside the tables of keys. The tables of the same size are those of the Raft
+	// logs; a start that meets damage there may take a minute, so they are left to the long run.
+	for _, values := range large(t, c.Nodes[victim].Dir, ".blob", 256<<10) {
+		flip(t, values, 0.4)
+	}
+	if os.Getenv("SHARDD_E2E") == "long" {
+		for _, table := range large(t, c.Nodes[victim].Dir, ".sst", 256<<10) {
+			flip(t, table, 0.4)
+		}
 	}
 	restart(t, c, victim)
 	stop := l.run(2)
 	l.waitWrites("with a damaged table")
+	for i := range l.shards { // whoever leads: an error for a while perhaps, never a wrong value
+		checkFill(t, l.db, i, damagedFill)
+	}
 	if c.Nodes[victim].Proc.Running() {
 		if j := verifyOnce(t, c); j.GetState() == admin.JobDone && len(j.GetFindings()) == 0 {
 			t.Errorf("verify found nothing wrong with a damaged table: %s", harness.Steps(j))
@@ -172,13 +184,19 @@ func TestADamagedTableIsQuarantinedAndReplaced(t *testing.T) {
 	stop()
 	c.WaitHealthy()
 	c.Verify()
+	for i := range l.shards {
+		checkFill(t, l.db, i, damagedFill)
+	}
 	l.judge(2)
 }
 
 func TestADamagedLogIsNeverBelieved(t *testing.T) {
 	c, l, victim := damaged(t, false)
 	id := damagedID(t, c, victim)
-	flip(t, newest(t, c.Nodes[victim].Dir, ".log"), 0.5)
+	for _, log := range large(t, c.Nodes[victim].Dir, ".log", 4<<10) {
+		flip(t, log, 0.3)
+		flip(t, log, 0.9)
+	}
 	restart(t, c, victim)
 	stop := l.run(2)
 	l.waitWrites("with a damaged log")
@@ -190,6 +208,9 @@ func TestADamagedLogIsNeverBelieved(t *testing.T) {
 	stop()
 	c.WaitHealthy()
 	c.Verify()
+	for i := range l.shards {
+		checkFill(t, l.db, i, damagedFill)
+	}
 	l.judge(2)
 }
 

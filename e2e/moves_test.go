@@ -98,7 +98,7 @@ func (f *movesFile) write(t *testing.T, suffix string) {
 // Replicas of all shards, the system's own included, move among five nodes at random while 64 clients read and write
 // (half and half, as YCSB A, with deletes and conditional writes among them) and nodes are killed and started again.
 func TestRandomMovesWithKillsLoseNothing(t *testing.T) {
-	moves := scale(20, 20, 200)
+	moves := scale(10, 20, 200)
 	const shards, roamers = 8, 56
 	f := &movesFile{Test: t.Name(), Machine: ycsb.DescribeMachine(), Nodes: 5, Shards: shards, Clients: shards + roamers,
 		Started: time.Now().UTC().Truncate(time.Second),

@@ -123,7 +123,7 @@ func (s *snapshotCluster) sent() (sum float64) {
 }
 
 func TestSnapshotsOutliveWhatHappensToTheirEnds(t *testing.T) {
-	size, rate := scale(24, 32, 128)*mib, scale(8, 8, 16)
+	size, rate := scale(20, 32, 128)*mib, scale(10, 8, 16)
 	c := newSnapshotCluster(t, fmt.Sprintf("%dMiB", rate))
 	db := c.DB(client.WithTimeout(20 * time.Second))
 	fill(t, db, 0, size)

@@ -19,9 +19,9 @@ type FS struct {
 	hook  atomic.Pointer[func()] // set by tests: called around everything that a crash could fall between
 	free  atomic.Uint64          // SetFree's bytes and one, 0 for none
 
-	// reuse keeps CrashClone out of a recycling of a log file, in which Pebble's memory file system takes its lock for
-	// reading twice.
-	reuse sync.RWMutex
+	// twice keeps CrashClone out of the recycling of a log and the linking of a table, in which Pebble's memory file
+	// system takes its lock for reading twice: a clone that begins in between would block both for ever.
+	twice sync.RWMutex
 
 	// power is held for reading around each sync, so that PowerOff falls between syncs, never into one.
 	power struct {
@@ -54,8 +54,8 @@ func (f *FS) CrashClone(keepPercent int, seed int64) *FS {
 	if f.mem == nil {
 		panic("engine: CrashClone needs a file system from NewMemFS")
 	}
-	f.reuse.Lock()
-	defer f.reuse.Unlock()
+	f.twice.Lock()
+	defer f.twice.Unlock()
 	mem := f.mem.CrashClone(vfs.CrashCloneCfg{
 		UnsyncedDataPercent: keepPercent,
 		RNG:                 rand.New(rand.NewPCG(uint64(seed), uint64(keepPercent))),

@@ -96,8 +96,8 @@ func (g guardFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs
 
 func (g guardFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	return g.open("reuse", to, func() (vfs.File, error) {
-		g.fs.reuse.RLock()
-		defer g.fs.reuse.RUnlock()
+		g.fs.twice.RLock()
+		defer g.fs.twice.RUnlock()
 		return g.FS.ReuseForWrite(from, to, c)
 	})
 }
@@ -153,7 +153,13 @@ func (g guardFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	return file, nil
 }
 
-// Lock and Link need no guard: locks are taken before and files linked by ingests only, which check for ErrStopped.
+// Link needs no guard against errors, nor does Lock: locks are taken before and files linked by ingests only, which check
+// for ErrStopped.
+func (g guardFS) Link(from, to string) error {
+	g.fs.twice.RLock()
+	defer g.fs.twice.RUnlock()
+	return g.FS.Link(from, to)
+}
 
 // Unwrap is part of vfs.FS.
 func (g guardFS) Unwrap() vfs.FS { return g.FS }

@@ -22,8 +22,8 @@ const initialStamp = 1
 
 // Create makes this store's replica of a new shard, with data as its first rows (routing keys inside the range), on
 // stable storage. It is idempotent: a replica that exists under the id that d gives this store is left as it is,
-// whatever has become of it, unless it is uninitialised. With campaign, the replica stands for election at once. Errors:
-// *MarkError, *OverlapError, ErrStopping, a descriptor that does not list this store, or the engine's.
+// whatever has become of it, unless it is uninitialised. With campaign, the replica stands for election at once.
+// Errors: *MarkError, *OverlapError, ErrStopping, a descriptor that does not list this store, or the engine's.
 func (s *Store) Create(d *base.Descriptor, data []engine.KV, campaign bool) error {
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("create replica: %w", err)
@@ -197,8 +197,8 @@ func firstState(d *base.Descriptor, id base.ReplicaID) engine.ReplicaState {
 	}
 }
 
-// newReplica builds the replica of a stored state, without a descriptor an uninitialised one; it is not published yet. A
-// panic of raft faults it.
+// newReplica builds the replica of a stored state, without a descriptor an uninitialised one; it is not published yet.
+// A panic of raft faults it.
 func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	r := &replica{store: s, shard: st.Shard, id: st.Mark.ReplicaID, born: s.clock.Boot()}
 	r.desc.Store(st.Desc)

@@ -18,6 +18,9 @@
 //	                                       committed entries --> replica.apply -------+
 //	                                       Advance
 //
+// One more goroutine commits the steps of replicas' lives (life.go): creation by message, snapshot, removal. It touches
+// a replica only while that stands still on its worker, and puts another object in its place rather than change it.
+//
 // There is no goroutine and no timer per shard. Worker w owns every shard with shard % W == w: fields in a `worker
 // struct` belong to it and have no lock. Apply workers own the Machine in the same way.
 //
@@ -41,6 +44,6 @@
 //
 // # Locks
 //
-// Order, outermost first: Store.mu, replica.in, worker.mu, replica.wait, replica.handed, replica.state, then those
-// of the pools. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
+// Order, outermost first: Store.mu, replica.in, worker.mu, life.mu, replica.wait, replica.handed, replica.state, then
+// those of the pools. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
 package shard

@@ -16,16 +16,16 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// Receiving snapshots. Accept: before a byte is staged, marks, overlaps, epoch, term and space decide. Reserve: the same
-// checks again, and nobody else may take the range from here on. Park: the replica, and those that the snapshot
+// Receiving snapshots. Accept: before a byte is staged, marks, overlaps, epoch, term and space decide. Reserve: the
+// same checks again, and nobody else may take the range from here on. Park: the replica, and those that the snapshot
 // subsumes, stand still. Ingest: one atomic step brings data, records and HardState, with the term that the snapshot's
 // leader has and the vote that goes with it (I8). Publish: a replica over the new state takes the place of the old one,
 // and its first message is the MsgSnap, which raft now finds done and answers.
 //
-// Whether raft would take the snapshot is decided before the ingest, by raft's own rules, while nothing moves: what raft
-// would ignore it is given, so that it answers the leader, and the staging is dropped. So nothing has happened to the
-// group when an ingest fails, and the old replica goes on. A crash before the ingest leaves the old replica, one after
-// it the new one; the staging goes at the next start.
+// Whether raft would take the snapshot is decided before the ingest, by raft's own rules, while nothing moves: what
+// raft would ignore it is given, so that it answers the leader, and the staging is dropped. So nothing has happened to
+// the group when an ingest fails, and the old replica goes on. A crash before the ingest leaves the old replica, one
+// after it the new one; the staging goes at the next start.
 
 // DeclinedError says that a snapshot is not taken here. Wait is after which time another attempt makes sense; 0 means
 // that this snapshot never will be taken.
@@ -165,8 +165,9 @@ func lists(c *raftpb.ConfState, id base.ReplicaID) bool {
 
 // InstallSnapshot makes a staged snapshot the state of the replica that it is for, which it creates if there is none
 // and there may be one, and answers the leader. The staging is used up, whatever comes out. It returns nil once the
-// snapshot is installed and durable, or if raft has no use for it. Errors: *DeclinedError, ErrStopping, the engine's (the
-// old replica goes on), or ctx's: then nothing was or will be installed; once the ingest has begun, ctx is not looked at.
+// snapshot is installed and durable, or if raft has no use for it. Errors: *DeclinedError, ErrStopping, the engine's
+// (the old replica goes on), or ctx's: then nothing was or will be installed; once the ingest has begun, ctx is not
+// looked at.
 func (s *Store) InstallSnapshot(ctx context.Context, m *engine.SnapshotMeta, st *engine.Staging) error {
 	ch := make(chan error, 1)
 	op := s.installSnapshot(m, st, func(err error) { ch <- err })
@@ -281,7 +282,8 @@ func (s *Store) ingest(in *install) {
 // subsumed lists what goes with the ingest: shards that were merged away never come back.
 func subsumed(inside []*replica) (out []engine.Removal) {
 	for _, r := range inside {
-		out = append(out, engine.Removal{Shard: r.shard, Mark: engine.ReplicaMark{NextReplicaID: mergedAway}, Desc: r.desc.Load()})
+		mark := engine.ReplicaMark{NextReplicaID: mergedAway}
+		out = append(out, engine.Removal{Shard: r.shard, Mark: mark, Desc: r.desc.Load()})
 	}
 	return out
 }
@@ -308,6 +310,9 @@ func (r *replica) wouldIgnore(m *engine.SnapshotMeta) (bool, error) {
 // cannot be opened, the old replica is faulted, since its state is gone.
 func (s *Store) publishInstalled(in *install, state engine.ReplicaState) error {
 	m := in.meta
+	for _, old := range in.inside {
+		s.unpublish(old, engine.ReplicaMark{NextReplicaID: mergedAway}, "merged into "+m.Shard.String())
+	}
 	r, err := s.newReplica(state)
 	if err != nil {
 		if in.own != nil {
@@ -317,9 +322,6 @@ func (s *Store) publishInstalled(in *install, state engine.ReplicaState) error {
 	}
 	r.learnPeer(m.From, m.FromStore)
 	r.pushFirst(m)
-	for _, old := range in.inside {
-		s.unpublish(old, engine.ReplicaMark{NextReplicaID: mergedAway}, "merged into "+m.Shard.String())
-	}
 	s.publish(r, in.own, "a snapshot was installed")
 	took := s.clock.Boot() - in.started
 	s.metrics.installed.Inc()

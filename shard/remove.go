@@ -13,10 +13,10 @@ import (
 
 // Removal. Decide: a conf change without this replica is applied, or somebody brings proof that one was (I5). Park: the
 // replica stands still; in the first case the Ready that carries the change simply stays in flight. Commit: one synced
-// batch with the mark and range deletions over everything the shard has here, instead of the applied state of the change
-// (I2). Publish: the replica goes out of the maps, its worker answers what waits: ShardNotFound for what never was
-// proposed, so that clients look elsewhere, Ambiguous for the rest. Views that are open stay good. A crash before Commit
-// finds the replica, and the change in its log or the proof are there again; one after it finds the mark.
+// batch with the mark and range deletions over everything the shard has here, instead of the applied state of the
+// change (I2). Publish: the replica goes out of the maps, its worker answers what waits: ShardNotFound for what never
+// was proposed, so that clients look elsewhere, Ambiguous for the rest. Views that are open stay good. A crash before
+// Commit finds the replica, and the change in its log or the proof are there again; one after it finds the mark.
 
 // ProofError says why a descriptor does not prove that a replica was removed.
 type ProofError struct {
@@ -35,7 +35,9 @@ func (e *ProofError) Error() string {
 // never given out twice, so it was removed (I5). It returns nil once the removal is durable, or if the replica is gone
 // already. Errors: *ProofError, *NotFoundError (the store never had it), ErrStopping, the engine's, or ctx's; after
 // ctx's it may still happen.
-func (s *Store) RemoveReplica(ctx context.Context, shard base.ShardID, id base.ReplicaID, proof *base.Descriptor) error {
+func (s *Store) RemoveReplica(
+	ctx context.Context, shard base.ShardID, id base.ReplicaID, proof *base.Descriptor,
+) error {
 	ch := make(chan error, 1)
 	for {
 		busy, err := s.removeReplica(shard, id, proof, func(err error) { ch <- err })

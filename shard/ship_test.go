@@ -179,7 +179,7 @@ func (c *cluster) changed(shard base.ShardID, changes ...ReplicaChange) *base.De
 	return res.d
 }
 
-// replaced removes the replica of a shard from one store as the leader sees it.
+// removed has the leader remove the learner on a store.
 func (c *cluster) removed(shard base.ShardID, from base.StoreID) *base.Descriptor {
 	c.t.Helper()
 	return c.changed(shard, ReplicaChange{Op: Remove, Store: from})
@@ -198,5 +198,5 @@ func (c *cluster) initialised(shard base.ShardID, on base.StoreID) {
 	c.until(fmt.Sprintf("%s on %s", shard, on), func() bool { return c.nodes[on].store.serving(shard) != nil })
 }
 
-// wait lets virtual time pass without a tick.
+// pass lets time pass without a tick.
 func (c *cluster) pass(d time.Duration) { c.clock.now.Add(int64(d)) }

@@ -14,8 +14,8 @@ import (
 // Uninitialised replicas. A message of a leader or candidate for a replica that this store does not have, and may have,
 // creates one that knows nothing but its id. It votes, refuses appends (so that the leader sends a snapshot), and never
 // campaigns: its configuration lists nobody. Check: mark, no live replica of the shard. Commit: the mark, synced before
-// anything is stepped, since a vote is a promise; messages until then are dropped. A crash after it: boot loads it as it
-// is. A replica that nobody ever sends a snapshot is found by Orphans.
+// anything is stepped, since a vote is a promise; messages until then are dropped. A crash after it: boot loads it as
+// it is. A replica that nobody ever sends a snapshot is found by Orphans.
 
 // newcomer is a replica that a message asks for.
 type newcomer struct {
@@ -45,7 +45,8 @@ func (s *Store) welcomeLocked(m *wire.RaftMessage) string {
 	switch {
 	case !creates(m.Msg.Type):
 		return "unknown-shard"
-	case m.ToStore != s.cfg.Store || m.To == 0 || m.From == 0 || m.From == m.To || m.Shard == 0 || m.FromStore == s.cfg.Store,
+	case m.ToStore != s.cfg.Store || m.FromStore == s.cfg.Store || m.Shard == 0,
+		m.To == 0 || m.From == 0 || m.From == m.To,
 		m.Msg.To != uint64(m.To) || m.Msg.From != uint64(m.From):
 		return "address"
 	case m.Msg.Term == 0:

@@ -136,6 +136,22 @@ func (c *Cluster) Endpoints() string { return strings.Join(c.Addrs(), ",") }
 // Start starts the process of node i and waits until it answers or ends.
 func (c *Cluster) Start(i int) {
 	c.t.Helper()
+	c.Launch(i)
+	n := c.Nodes[i]
+	at := c.Admin.At(n.Addr)
+	c.Until("node answers", func(ctx context.Context) error {
+		if !n.Proc.Running() {
+			code, _ := n.Proc.Wait(0)
+			c.t.Fatalf("node %d ended with %d while it should start:\n%s", i, code, Tail(n.LogPath, 15))
+		}
+		_, err := at.NodeStatus(ctx)
+		return err
+	})
+}
+
+// Launch starts the process of node i and waits for nothing.
+func (c *Cluster) Launch(i int) {
+	c.t.Helper()
 	n := c.Nodes[i]
 	if n.Proc != nil && n.Proc.Running() {
 		c.t.Fatalf("node %d runs already", i)
@@ -149,15 +165,6 @@ func (c *Cluster) Start(i int) {
 		c.t.Fatal(err)
 	}
 	n.Proc = p
-	at := c.Admin.At(n.Addr)
-	c.Until("node answers", func(ctx context.Context) error {
-		if !p.Running() {
-			code, _ := p.Wait(0)
-			c.t.Fatalf("node %d ended with %d while it should start:\n%s", i, code, Tail(n.LogPath, 15))
-		}
-		_, err := at.NodeStatus(ctx)
-		return err
-	})
 }
 
 // StartAll starts every node that does not run.

@@ -3,8 +3,11 @@ package harness
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
+
+	sharddv1 "github.com/shardd/shardd/api/shardd/v1"
 )
 
 // PutBehindProxy lets the others reach node i through a proxy, which it returns; the test itself goes past it. Call it
@@ -45,7 +48,17 @@ func (c *Cluster) Join(i int) uint64 {
 		}
 	}
 	c.Start(i)
-	return c.ID(i)
+	id := c.ID(i)
+	c.Until("the cluster lists the node that has joined", func(ctx context.Context) error {
+		nodes, err := c.Admin.ListNodes(ctx)
+		if err == nil && !slices.ContainsFunc(nodes, func(n *sharddv1.NodeInfo) bool {
+			return n.GetNodeId() == id && n.GetAlive()
+		}) {
+			err = fmt.Errorf("n%d is not among them, or not alive", id)
+		}
+		return err
+	})
+	return id
 }
 
 // ID is the id of node i, which runs; it waits until the node has one.

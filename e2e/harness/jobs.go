@@ -70,10 +70,10 @@ func Steps(j *sharddv1.Job) string {
 	return b.String()
 }
 
-// Do runs jobs, at most three at a time, and fails the test unless all are done.
+// Do runs jobs, at most six at a time, and fails the test unless all are done.
 func (c *Cluster) Do(specs ...*sharddv1.JobSpec) {
 	c.t.Helper()
-	const atOnce = 3
+	const atOnce = 6
 	for len(specs) > 0 {
 		n := min(atOnce, len(specs))
 		var ids []uint64

@@ -30,6 +30,7 @@ type live struct {
 	nodes  []*liveNode
 	shards []base.ShardID
 	hist   history
+	moving *moving // nil: replicas stay where they are
 	stop   chan struct{}
 	wg     sync.WaitGroup
 }
@@ -49,6 +50,7 @@ type liveNode struct {
 	life   uint64
 	cancel context.CancelFunc
 	joined chan struct{}
+	using  sync.WaitGroup // streams of snapshots that use the engine
 }
 
 func (n *liveNode) start() {
@@ -60,20 +62,26 @@ func (n *liveNode) start() {
 	if err != nil {
 		t.Fatalf("store %s (seed %d): %v", n.id, n.c.seed, err)
 	}
-	logs, err := readLogs(eng)
-	if err != nil {
-		t.Fatalf("store %s (seed %d): %v", n.id, n.c.seed, err)
+	if n.c.moving == nil {
+		logs, err := readLogs(eng)
+		if err != nil {
+			t.Fatalf("store %s (seed %d): %v", n.id, n.c.seed, err)
+		}
+		n.c.obs.boots(n.id, logs)
 	}
-	n.c.obs.boots(n.id, logs)
 	n.life++
-	store, err := shard.New(shard.Config{
+	cfg := shard.Config{
 		Store: n.id, Incarnation: n.life, Engine: eng, Sender: n, Clock: n.c.clock, Workers: 2, ApplyWorkers: 2,
 		Tick: tick, Logger: quiet(), EntryBytes: 400, MaxSizePerMsg: 600, MaxInflightMsgs: 8, RequestTimeout: 3 * time.Second,
 		OnLeader: n.c.obs.leads,
 		Fault: func(id base.ShardID, r base.ReplicaID, reason string) {
 			t.Errorf("%s faults (seed %d): %s", base.ReplicaName(id, r), n.c.seed, reason)
 		},
-	})
+	}
+	if n.c.moving != nil {
+		cfg.Snapshots, cfg.Compaction = carrier{n}, n.c.moving.compaction
+	}
+	store, err := shard.New(cfg)
 	if err != nil {
 		t.Fatalf("store %s (seed %d): %v", n.id, n.c.seed, err)
 	}
@@ -99,6 +107,10 @@ func (n *liveNode) Send(to base.StoreID, msgs []wire.RaftMessage) {
 	}
 	for i := range msgs {
 		m := &msgs[i]
+		if n.c.moving != nil {
+			n.c.moving.sent(m)
+			continue
+		}
 		n.c.obs.sent(m, func() (logEnd, error) {
 			logs, err := readLogs(n.mu.eng)
 			if err != nil {
@@ -119,6 +131,7 @@ func (n *liveNode) crash(keepPercent int) {
 	n.c.net.Crash(n.id)
 	n.cancel()
 	<-n.joined
+	n.using.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := n.mu.eng.Close(); err != nil {
