@@ -182,36 +182,52 @@ func scrape(t *testing.T, addr string) map[string]float64 {
 	return out
 }
 
-// liveHeap is the heap in use right after a collection, which the heap profile asks for.
+// liveHeap is the heap in use right after a collection.
 func liveHeap(t *testing.T, addr string) uint64 {
 	t.Helper()
-	for line := range strings.Lines(get(t, "http://"+addr+"/debug/pprof/heap?gc=1&debug=1")) {
+	n, err := heapAlloc(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// heapAlloc asks a node for its heap profile, which makes it collect first, and returns what is in use.
+func heapAlloc(ctx context.Context, addr string) (uint64, error) {
+	body, err := fetch(ctx, "http://"+addr+"/debug/pprof/heap?gc=1&debug=1")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(body) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "# HeapAlloc = "); ok {
-			n, err := strconv.ParseUint(v, 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
+			return strconv.ParseUint(v, 10, 64)
 		}
 	}
-	t.Fatal(fmt.Errorf("heap profile of %s names no HeapAlloc", addr))
-	return 0
+	return 0, fmt.Errorf("heap profile of %s names no HeapAlloc", addr)
 }
 
 func get(t *testing.T, url string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	body, err := fetch(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return body
+}
+
+func fetch(ctx context.Context, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("get %s: %s %v", url, resp.Status, err)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("get %s: %s", url, resp.Status)
 	}
-	return string(body)
+	return string(body), err
 }

@@ -12,14 +12,15 @@ import (
 	"github.com/shardd/shardd/node"
 )
 
-// startNodes runs nodes in this process until the test ends and returns their addresses.
-func startNodes(t *testing.T, n int) []string {
+// startNodes runs nodes in this process until the test ends and returns their addresses; they join a cluster through the
+// addresses in join, if there are any.
+func startNodes(t *testing.T, n int, join ...string) []string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, n)
 	var addrs []string
 	for range n {
-		nd, err := node.New(node.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Version: "test",
+		nd, err := node.New(node.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Version: "test", Join: join,
 			Logger: slog.New(slog.DiscardHandler), Labels: map[string]string{"zone": "a"}, StopTimeout: 5 * time.Second,
 			Settings: node.Settings{Tick: 20 * time.Millisecond, CacheBytes: 8 << 20, MemTableBytes: 8 << 20,
 				EntryCacheBytes: 8 << 20}})
@@ -46,6 +47,8 @@ func TestScriptsWithACluster(t *testing.T) {
 	}
 	addrs := startNodes(t, 3)
 	lonely := startNodes(t, 1)
+	first := startNodes(t, 1)
+	joining := startNodes(t, 2, first...)
 	// The scripts run in parallel as subtests; the group holds the cleanup back until they have ended.
 	t.Run("group", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{Dir: "testdata/cluster", UpdateScripts: *update, RequireExplicitExec: true,
@@ -53,6 +56,8 @@ func TestScriptsWithACluster(t *testing.T) {
 				env.Setenv("SHARDCTL_ENDPOINTS", strings.Join(addrs, ","))
 				env.Setenv("FIRST", addrs[0])
 				env.Setenv("WAITING", lonely[0])
+				env.Setenv("ALONE", first[0])
+				env.Setenv("GROWN", strings.Join(append(joining, first...), ","))
 				return nil
 			}})
 	})

@@ -156,7 +156,7 @@ func jobEnd(j *sharddv1.Job) error {
 	name := jobName(j.GetJobId())
 	switch {
 	case j.GetState() == admin.JobCancelled:
-		return cli.Fail(cli.ExitCancelled, "The shards are in a whole configuration; the same command begins again from there.",
+		return cli.Fail(cli.ExitCancelled, "Its shards are whole; the same command begins again.",
 			"job %s was cancelled%s", name, because(j.GetError()))
 	case j.GetState() == admin.JobFailed:
 		return cli.Fail(cli.ExitFailed, fmt.Sprintf("`shardctl jobs describe %s` shows how far it came.", name),

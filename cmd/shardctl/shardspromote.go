@@ -12,8 +12,7 @@ func newShardsPromote(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "promote SHARD --on NODE",
 		Short: "Make a learner a voter",
-		Long: `Make a learner a voter, once it has caught up. Learners are what add-replica --learner makes, and what a move or an
-add-replica that was cancelled leaves.` + jobHelp,
+		Long: `Make a learner, as add-replica --learner makes them, a voter once it has caught up.` + jobHelp,
 		Example: "  shardctl shards promote s2 --on n3 --wait",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
