@@ -222,6 +222,8 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 		return nil, fmt.Errorf("load replica %s: %w", r, err)
 	}
 	log.SetSnapshot(r.offer)
+	_, rw.confEntry = log.Bounds() // what an earlier life has appended nobody has looked at
+	rw.keptCommit = st.Hard.Commit
 	rw.log = log
 	if err := r.openRaft(st.Applied.Index); err != nil {
 		s.fault(r, err.Error(), nil)

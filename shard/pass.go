@@ -152,7 +152,7 @@ func (w *worker) ready(r *replica) {
 
 	if !termOrVote && len(rd.Entries) == 0 {
 		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found
-		// again by the leader of the next term, and boot raises it to the applied index (R3).
+		// again by the leader of the next term, and boot raises it to the applied index (R3). See keepsCommit.
 		w.sendAll(r, rd.Messages)
 		r.worker.synced = true
 		w.finish(r)
@@ -166,13 +166,32 @@ func (w *worker) ready(r *replica) {
 	p.writes += writes
 	if termOrVote {
 		r.worker.term, r.worker.vote = rd.HardState.Term, rd.HardState.Vote
-		p.batch.SetHardState(r.shard, rd.HardState)
+	}
+	if r.keepsCommit(rd.Entries) || termOrVote {
+		r.worker.keptCommit = r.commit.Load()
+		p.batch.SetHardState(r.shard, raftpb.HardState{
+			Term: r.worker.term, Vote: r.worker.vote, Commit: r.worker.keptCommit,
+		})
 	}
 	if len(rd.Entries) > 0 {
 		r.worker.log.Append(p.batch, rd.Entries)
 	}
 	w.sendEarly(r, rd.Messages, termOrVote, rd.Entries)
 	p.groups = append(p.groups, r)
+}
+
+// keepsCommit reports whether the commit index has to be written with these entries, because the log has a conf change
+// that is not applied. Whoever acknowledges the end of a joint change knows by then that its beginning is committed, and
+// must not forget that in a crash: raft lets it campaign in the old configuration otherwise, and win with a majority of
+// that one alone, beside the leader that the new one has (R2).
+func (r *replica) keepsCommit(ents []raftpb.Entry) bool {
+	rw := &r.worker
+	for i := range ents {
+		if ents[i].Type != raftpb.EntryNormal {
+			rw.confEntry = max(rw.confEntry, ents[i].Index)
+		}
+	}
+	return len(ents) > 0 && rw.confEntry > r.applied.Load() && r.commit.Load() > rw.keptCommit
 }
 
 // sendEarly sends what may leave before the sync and holds the rest (R1): nothing if Term or Vote are not on disk yet;

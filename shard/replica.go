@@ -66,6 +66,8 @@ type replicaWorker struct {
 
 	term          uint64 // raft's current term
 	vote          uint64
+	keptCommit    uint64 // commit index on disk, or on its way there
+	confEntry     uint64 // highest index in the log at which a conf change may stand
 	committedTerm uint64 // highest term of a committed entry seen; reads need it to be term
 	lastStamp     uint64 // highest version stamp proposed
 
