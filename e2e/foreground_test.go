@@ -50,7 +50,7 @@ type foreground struct {
 	Ratio map[string]float64 `json:"p99_ratio"`
 }
 
-const snapshotLimit = "64 MiB/s" // the default of snapshot-send-limit and snapshot-receive-limit
+const snapshotLimit = "32 MiB/s" // the default of snapshot-send-limit and snapshot-receive-limit
 
 // The latency of YCSB B, on 16 shards of three nodes, while snapshots of another shard go from its leader to a fourth
 // node at the default limit, in windows that alternate with windows without them.

@@ -72,7 +72,7 @@ type Settings struct {
 	// ScanWorkers bounds the scans of batched streams that run at the same time. Default 4.
 	ScanWorkers int
 	// SnapshotSendBytes and SnapshotReceiveBytes bound what all snapshots take together, in bytes a second each.
-	// Default 64 MiB/s. SetSnapshotLimits changes them until the next start.
+	// Default 32 MiB/s. SetSnapshotLimits changes them until the next start.
 	SnapshotSendBytes    uint64
 	SnapshotReceiveBytes uint64
 	// StagingBytes bounds received snapshots that wait on disk to be installed. Default: the engine's.

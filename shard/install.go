@@ -268,15 +268,27 @@ func (s *Store) ingest(in *install) {
 			return
 		}
 	}
+	in.leaving(true)
 	state, err := s.engine.Install(engine.Install{
 		Staging: in.staging, Hard: hard, Subsume: subsumed(in.inside),
 		Mark: engine.ReplicaMark{ReplicaID: m.To, NextReplicaID: m.Desc.NextReplicaID},
 	})
 	if err != nil {
+		in.leaving(false)
 		s.finish(in.op, fmt.Errorf("install snapshot for %s: %w", base.ReplicaName(m.Shard, m.To), err))
 		return
 	}
 	s.finish(in.op, s.publishInstalled(in, state))
+}
+
+// leaving tells reads that the data of the old replicas is being replaced.
+func (in *install) leaving(yes bool) {
+	if in.own != nil {
+		in.own.leaving.Store(yes)
+	}
+	for _, r := range in.inside {
+		r.leaving.Store(yes)
+	}
 }
 
 // subsumed lists what goes with the ingest: shards that were merged away never come back.

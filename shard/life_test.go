@@ -373,3 +373,23 @@ func TestOrphansAskInTime(t *testing.T) {
 		t.Fatalf("uninitialised: %q", got)
 	}
 }
+
+// TestAReplicaThatCannotBeOpenedIsNotWrittenOver: it is on disk and not in the maps until the next start. A message, to
+// it or to an older replica of the shard, must neither take back its votes nor its mark (I1).
+func TestAReplicaThatCannotBeOpenedIsNotWrittenOver(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	n := c.nodes[1]
+	b := n.eng.NewBatch()
+	b.CreateUninitialised(9, 5, raftpb.HardState{Term: 8, Vote: 3})
+	if err := n.eng.Commit(b, true); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	for _, to := range []base.ReplicaID{4, 5, 6} {
+		c.step(n, message(raftpb.MsgHeartbeat, 9, 1, to, 2, 1, 6))
+	}
+	st, ok, err := n.eng.ReplicaState(9)
+	if !ok || err != nil || st.Mark.ReplicaID != 5 || st.Hard.Vote != 3 {
+		t.Fatalf("%+v, %t, %v", st, ok, err)
+	}
+}

@@ -146,6 +146,7 @@ func (w *worker) removeApplied(r *replica, mark engine.ReplicaMark) {
 
 // commitRemoval writes the removal of a replica that stands still, and ends it.
 func (s *Store) commitRemoval(r *replica, mark engine.ReplicaMark, reason string, done func(error)) {
+	r.leaving.Store(true) // before it shows: a read that was confirmed earlier must not find the keys gone
 	b := s.engine.NewBatch()
 	b.RemoveReplica(engine.Removal{Shard: r.shard, Mark: mark, Desc: r.desc.Load()})
 	err := s.commitBoundary(b, func() {
@@ -155,6 +156,7 @@ func (s *Store) commitRemoval(r *replica, mark engine.ReplicaMark, reason string
 		done(nil)
 	})
 	if err != nil {
+		r.leaving.Store(false)
 		done(fmt.Errorf("remove replica %s: %w", r, err))
 	}
 }

@@ -374,3 +374,70 @@ func TestRequestsAtARemovedReplicaAreAnswered(t *testing.T) {
 		}
 	}
 }
+
+// TestARemovalDoesNotShowInReads: the deletions are visible before they are durable and before the replica is out of
+// the maps. A read that a leader confirmed earlier must not find the keys gone meanwhile (V6).
+func TestARemovalDoesNotShowInReads(t *testing.T) {
+	c := newCluster(t, 4, nil)
+	c.create(desc(7, "", "", 1, 2, 3))
+	c.put(7, "a", "1")
+	r := c.learner(7, 4)
+	c.everywhere(7, "a", "1")
+	n := c.nodes[4]
+	proof := r.desc.Load().Clone()
+	proof.Replicas = proof.Replicas[:3]
+	proof.NextReplicaID = r.id + 1
+
+	read := func(code wire.OpCode) wire.Code {
+		o := op(code, 7, "a", "")
+		if code == wire.OpScan {
+			o.Value = base.UserEnd()
+		}
+		var a wire.Answer
+		if _, err := wire.DecodeAnswer(n.store.Read(&o, nil), &a); err != nil {
+			t.Fatal(err)
+		}
+		if code == wire.OpScan && a.Code == wire.OK && len(a.Payload) == 0 {
+			return wire.NotFound
+		}
+		return a.Code
+	}
+	for _, code := range []wire.OpCode{wire.OpGet, wire.OpScan} {
+		if got := read(code); got != wire.OK {
+			t.Fatalf("%s before the removal: %s", code, got)
+		}
+	}
+	release := c.holdSyncs(n)
+	if _, err := n.store.removeReplica(7, r.id, proof, func(error) {}); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		c.drain()
+	}
+	if _, _, ok, err := n.eng.Get(base.UserKey([]byte("a")), nil); ok || err != nil || n.store.lookup(7) == nil {
+		t.Fatalf("the removal is not under way: %t, %v", ok, err)
+	}
+	for _, code := range []wire.OpCode{wire.OpGet, wire.OpScan} {
+		if got := read(code); got != wire.NotLeader {
+			t.Errorf("%s during the removal: %s", code, got)
+		}
+	}
+	release()
+	c.until("removal", func() bool { return n.store.lookup(7) == nil })
+}
+
+// TestAStopAnswersAtAReplacedReplica: a replica that has left the maps, and whose worker has not heard of it when the
+// store stops, still answers what waits there.
+func TestAStopAnswersAtAReplacedReplica(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.create(desc(7, "", "", 1, 2, 3))
+	n := c.leader(7)
+	a := newAnswers(t)
+	c.write(n, op(wire.OpPut, 7, "a", "1"), a, 0)
+	c.readIndex(n, 7, a, 0)
+	n.store.unpublish(n.store.lookup(7), engine.ReplicaMark{NextReplicaID: 5}, "for the test")
+	c.stop(n)
+	if a.missing() > 0 {
+		t.Fatalf("%d requests have no answer", a.missing())
+	}
+}

@@ -36,6 +36,7 @@ type replica struct {
 	newer   atomic.Bool            // somebody writes to a newer replica of the shard on this store
 	silent  atomic.Int64           // ticks since the last word from a leader
 	parking atomic.Bool            // in.park is set
+	leaving atomic.Bool            // its data is being removed or replaced: what is read now proves nothing
 
 	size struct { // of the data on disk
 		bytes atomic.Uint64

@@ -159,6 +159,16 @@ func (s *Store) stop() {
 	for _, op := range steps {
 		s.finish(op, ErrStopping)
 	}
+	for _, w := range s.workers { // replaced or removed since the worker's last pass: nobody else knows of these
+		w.mu.Lock()
+		left := w.mu.left
+		w.mu.left = nil
+		w.mu.Unlock()
+		for _, l := range left {
+			l.r.dispose(l.code, l.reason, l.err)
+			l.r.dropHanded(l.reason)
+		}
+	}
 	for _, r := range all {
 		r.dispose(wire.Unavailable, "store is stopping", ErrStopping)
 		r.dropHanded("store is stopping")

@@ -114,6 +114,12 @@ func (s *Store) reserveNewcomer(op *boundary, n newcomer) bool {
 	if !free {
 		return false
 	}
+	if m, ok, err := s.engine.Mark(n.shard); err == nil && ok && m.ReplicaID != 0 {
+		// On disk, and not in the maps: it could not be opened. What it has promised must not be written over, and least
+		// of all by an older replica.
+		s.metrics.dropped("unopened-replica")
+		return false
+	}
 	switch err := s.checkMark(n.shard, n.id); err.(type) {
 	case nil:
 		return true

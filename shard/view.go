@@ -49,6 +49,8 @@ func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
 	d := r.desc.Load()
 	a.Version = d.Epoch.Version
 	switch {
+	case r.leaving.Load(): // after the look-up: it may have met nothing, or another range
+		return appendAnswer(buf[:at], op, a.Version, r.notLeader())
 	case err != nil:
 		s.damaged(r, err)
 		return appendAnswer(buf[:at], op, a.Version, answerText(wire.Failed, "read: "+err.Error()))
@@ -81,6 +83,10 @@ func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
 		return appendAnswer(buf[:at], op, 0, answerText(wire.Failed, "open view: "+err.Error()))
 	}
 	d := r.desc.Load()
+	if r.leaving.Load() {
+		_ = it.Close()
+		return appendAnswer(buf[:at], op, d.Epoch.Version, r.notLeader())
+	}
 	if !r.serves(op, op.Version) {
 		_ = it.Close()
 		return appendAnswer(buf[:at], op, d.Epoch.Version, r.epochMismatch())

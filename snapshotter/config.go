@@ -16,7 +16,7 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultBytesPerSecond = 64 << 20
+	DefaultBytesPerSecond = 32 << 20
 	DefaultSlots          = 2
 	DefaultChunkBytes     = 16 << 20
 	DefaultSmallBytes     = 1 << 20
@@ -33,8 +33,12 @@ const (
 	sliceBytes    = 256 << 10 // what the token buckets give at a time when they are the limit
 	maxPartBytes  = 4 << 20   // most data of one message that is accepted
 	maxChunkBytes = 64 << 20  // biggest chunk that is accepted
+	minChunkBytes = 1 << 20   // chunks get no smaller, however low the limit
 	ackWindow     = 64 << 10  // gRPC window of the answers, the least that gRPC takes
 )
+
+// chunksPerSecond is how many chunks a stream at its limit makes.
+const chunksPerSecond = 32
 
 // Target takes received snapshots; shard.Store does.
 //
@@ -112,8 +116,8 @@ type Config struct {
 	// ReserveBytes bounds the sum of the sizes of all snapshots that are being received; default DefaultReserveBytes. A
 	// bigger one is received when it is the only one.
 	ReserveBytes uint64
-	// ChunkBytes is the size of one chunk, an SST; default DefaultChunkBytes, at most 32 MiB. Each stream has up to two
-	// in memory at each end; what breaks costs at most one.
+	// ChunkBytes is the most bytes of one chunk, an SST; default DefaultChunkBytes, at most 32 MiB. Under a limit chunks
+	// are smaller, down to 1 MiB. Each stream has up to two in memory at each end; what breaks costs at most one.
 	ChunkBytes int
 	// SmallBytes is the size up to which a shard is sent without waiting for the grant; default DefaultSmallBytes.
 	SmallBytes int

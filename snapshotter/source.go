@@ -101,17 +101,25 @@ type built struct {
 	err     error
 }
 
+// chunkBytes is the size of the next chunk: what the limit lets through in a short while, since building, checking and
+// syncing a chunk are bursts that whoever else needs the processor and the disk waits for.
+func (s *Service) chunkBytes() int {
+	limit := s.send.limit.Load() / chunksPerSecond
+	return int(min(max(limit, minChunkBytes), uint64(s.cfg.ChunkBytes)))
+}
+
 // build makes chunks from a position on, one ahead of the stream, until there are no more or ctx ends. It closes out.
 func (s *Service) build(ctx context.Context, j *job, v *engine.View, seq uint32, from []byte, out chan<- built) {
 	defer close(out)
 	for more := true; more; seq++ {
 		var b built
-		b.release, b.err = s.sendMemory.take(ctx, int64(s.cfg.ChunkBytes))
+		size := s.chunkBytes()
+		b.release, b.err = s.sendMemory.take(ctx, int64(size))
 		if b.err != nil {
 			return // only ctx ends it
 		}
 		began := s.cfg.Clock.Boot()
-		b.chunk, from, b.err = v.Chunk(seq, from, s.cfg.ChunkBytes)
+		b.chunk, from, b.err = v.Chunk(seq, from, size)
 		j.checked += s.cfg.Clock.Boot() - began
 		more = b.err == nil && from != nil
 		select {

@@ -10,9 +10,9 @@ func newShardsPromote(o *conn) *cobra.Command {
 	var f jobFlags
 	var on string
 	c := &cobra.Command{
-		Use:   "promote SHARD --on NODE",
-		Short: "Make a learner a voter",
-		Long: `Make a learner, as add-replica --learner makes them, a voter once it has caught up.` + jobHelp,
+		Use:     "promote SHARD --on NODE",
+		Short:   "Make a learner a voter",
+		Long:    `Make a learner, as add-replica --learner makes them, a voter once it has caught up.` + jobHelp,
 		Example: "  shardctl shards promote s2 --on n3 --wait",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -37,8 +37,8 @@ func newDemo() *cobra.Command {
 		Use:   "demo",
 		Short: "Run a cluster in this process, load and measure it, and serve until Ctrl-C",
 		Long: `Run a cluster in this process: nodes that talk over real loopback connections and keep their data in real
-files, every write synced to disk on a majority of them. Loads YCSB records, runs a workload, prints its summary and
-serves until Ctrl-C, so that shardctl can look at it.
+files, every write synced to disk on a majority of them. Loads YCSB records, runs a workload, prints its summary, takes a
+replica of a shard away from a node and gives it a new one, and serves until Ctrl-C, so that shardctl can look at it.
 
 The data goes to a temporary directory that is removed at the end, or to --data-dir, where the next demo finds it again.
 Exits with 1 if an operation failed.`,
@@ -139,6 +139,9 @@ func (f *demoFlags) run(ctx context.Context, out, errOut io.Writer) (err error) 
 		return cli.Fail(cli.ExitFailed, "", "%d of %d operations failed", report.Total.ErrorCount,
 			report.Total.Count+report.Total.ErrorCount)
 	}
+	if err := cluster.move(ctx, out); err != nil {
+		return fmt.Errorf("move a replica: %w", err)
+	}
 	if f.exit {
 		return nil
 	}
@@ -198,6 +201,8 @@ The cluster goes on serving; Ctrl-C ends it. To try in another terminal:
   %[2]s put hello world
   %[2]s get hello
   %[2]s scan --prefix user --limit 3 --keys-only
+  %[2]s verify --wait
+  %[2]s nodes drain n2 --wait
   %[2]s bench ycsb run --workload b --records %[3]d --threads 64 --duration 10s
 
 `, strings.Join(addrs, ","), ctl, f.records)

@@ -77,11 +77,11 @@ func nodeSettings(cfg *config.Config) node.Settings {
 		Tick: cfg.Tick, HeartbeatTick: cfg.HeartbeatTicks, ElectionTick: cfg.ElectionTicks,
 		Workers: cfg.Workers, ApplyWorkers: cfg.ApplyWorkers,
 		CacheBytes: cfg.CacheBytes, MemTableBytes: cfg.MemTableBytes, EntryCacheBytes: cfg.EntryCacheBytes,
-		SnapshotSendBytes: uint64(max(cfg.SnapshotSendBytes, 0)),
+		SnapshotSendBytes:    uint64(max(cfg.SnapshotSendBytes, 0)),
 		SnapshotReceiveBytes: uint64(max(cfg.SnapshotReceiveBytes, 0)), StagingBytes: cfg.StagingBytes,
 		LogFactor: cfg.LogFactor, LogFloorBytes: cfg.LogFloorBytes, LogShardCapBytes: cfg.LogShardCapBytes,
 		LogStoreCapBytes: cfg.LogStoreCapBytes,
-		LowSpaceBytes: cfg.LowSpaceBytes, CriticalSpaceBytes: cfg.CriticalSpaceBytes, ReserveBytes: cfg.ReserveBytes,
+		LowSpaceBytes:    cfg.LowSpaceBytes, CriticalSpaceBytes: cfg.CriticalSpaceBytes, ReserveBytes: cfg.ReserveBytes,
 	}
 }
 

@@ -120,9 +120,9 @@ func Table(c *Config) []*Setting {
 		{Name: "entry-cache", Value: bytesVar(&c.EntryCacheBytes, 128<<20), Doc: "Recent log entries of all shards kept " +
 			"in memory, so that followers are fed without reading the disk."},
 
-		{Name: "snapshot-send-limit", Value: bytesVar(&c.SnapshotSendBytes, 64<<20), Doc: "Bytes per second that all " +
+		{Name: "snapshot-send-limit", Value: bytesVar(&c.SnapshotSendBytes, 32<<20), Doc: "Bytes per second that all " +
 			"snapshots sent by the node may take together. `shardctl` changes it while the node runs."},
-		{Name: "snapshot-receive-limit", Value: bytesVar(&c.SnapshotReceiveBytes, 64<<20), Doc: "Bytes per second that " +
+		{Name: "snapshot-receive-limit", Value: bytesVar(&c.SnapshotReceiveBytes, 32<<20), Doc: "Bytes per second that " +
 			"all snapshots received by the node may take together. `shardctl` changes it while the node runs."},
 		{Name: "snapshot-staging", Value: bytesVar(&c.StagingBytes, 64<<30), Doc: "Most bytes of received snapshots that " +
 			"wait on disk to be installed; it bounds the size of a shard that can be moved to the node."},
