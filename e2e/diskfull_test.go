@@ -11,8 +11,8 @@ import (
 	"github.com/shardd/shardd/e2e/harness"
 )
 
-// Disks fill up: first that of one node, which hands its leaderships over and at last takes no appends any more, then all
-// of them, when writes are refused by name while reads and deletes go on. With the space everything comes back.
+// Disks fill up: first that of one node, which hands its leaderships over and at last takes no appends any more, then
+// all of them, when writes are refused by name while reads and deletes go on. With the space everything comes back.
 func TestFullDisksRefuseWritesAndRecover(t *testing.T) {
 	const disk, low, critical = 192 * mib, 64 * mib, 24 * mib
 	const shards = 4

@@ -64,7 +64,10 @@ func TestFiguresOfForegroundBesideSnapshots(t *testing.T) {
 		pairs, length, warm = 5, 20*time.Second, 10*time.Second
 	}
 	path := filepath.Join(dir, "foreground.json")
-	readResult(t, path, f)
+	if want := *f; readResult(t, path, f) && (f.Machine != want.Machine || f.Limit != want.Limit ||
+		f.ShardMiB != want.ShardMiB || f.Records != want.Records || f.Target != want.Target) {
+		t.Fatalf("%s was measured with other settings or on another machine: remove it to measure anew", path)
+	}
 	loads := []string{"closed", "open"}
 	if len(f.Windows) < len(loads)*pairs*2 {
 		s := newForegroundRun(t, f)

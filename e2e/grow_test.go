@@ -11,8 +11,8 @@ import (
 	"github.com/shardd/shardd/e2e/harness"
 )
 
-// A cluster begins as one node, gets two more and a replica of every shard on each, the system's own included, all under
-// load; then the first node dies and nothing is missed.
+// A cluster begins as one node, gets two more and a replica of every shard on each, the system's own included, all
+// under load; then the first node dies and nothing is missed.
 func TestAClusterGrowsFromOneNodeAndOutlivesIt(t *testing.T) {
 	const shards, roamers = 6, 10
 	c := harness.New(t, binaries(t), 3)

@@ -72,7 +72,7 @@ func (s *Store) create(c *creation, done func(error)) (wait <-chan struct{}, err
 		s.finish(c.op, nil)
 		return nil, nil
 	}
-	if err := s.checkMark(c.desc.Shard, c.id); err != nil {
+	if err := s.checkMark(c.desc.Shard, c.id, c.over != nil); err != nil {
 		s.finish(c.op, err)
 		return nil, nil
 	}

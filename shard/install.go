@@ -59,7 +59,7 @@ const (
 // AcceptSnapshot decides, before anything is staged, whether a snapshot would be installed. A replica that already has
 // what it brings tells the leader so. The error is a *DeclinedError, ErrStopping or the engine's.
 func (s *Store) AcceptSnapshot(m *engine.SnapshotMeta) error {
-	err := s.checkMark(m.Shard, m.To)
+	err := s.checkMark(m.Shard, m.To, true)
 	if err == nil {
 		s.mu.Lock()
 		var own *replica
@@ -212,7 +212,7 @@ func (s *Store) installSnapshot(m *engine.SnapshotMeta, st *engine.Staging, done
 	}
 	s.mu.Unlock()
 	if err == nil {
-		err = s.checkMark(m.Shard, m.To)
+		err = s.checkMark(m.Shard, m.To, own != nil)
 	}
 	if err != nil {
 		s.finish(in.op, err)

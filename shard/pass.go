@@ -181,9 +181,9 @@ func (w *worker) ready(r *replica) {
 }
 
 // keepsCommit reports whether the commit index has to be written with these entries, because the log has a conf change
-// that is not applied. Whoever acknowledges the end of a joint change knows by then that its beginning is committed, and
-// must not forget that in a crash: raft lets it campaign in the old configuration otherwise, and win with a majority of
-// that one alone, beside the leader that the new one has (R2).
+// that is not applied. Whoever acknowledges the end of a joint change knows by then that its beginning is committed,
+// and must not forget that in a crash: raft lets it campaign in the old configuration otherwise, and win with a
+// majority of that one alone, beside the leader that the new one has (R2).
 func (r *replica) keepsCommit(ents []raftpb.Entry) bool {
 	rw := &r.worker
 	for i := range ents {

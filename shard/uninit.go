@@ -114,13 +114,7 @@ func (s *Store) reserveNewcomer(op *boundary, n newcomer) bool {
 	if !free {
 		return false
 	}
-	if m, ok, err := s.engine.Mark(n.shard); err == nil && ok && m.ReplicaID != 0 {
-		// On disk, and not in the maps: it could not be opened. What it has promised must not be written over, and least
-		// of all by an older replica.
-		s.metrics.dropped("unopened-replica")
-		return false
-	}
-	switch err := s.checkMark(n.shard, n.id); err.(type) {
+	switch err := s.checkMark(n.shard, n.id, false); err.(type) {
 	case nil:
 		return true
 	case *MarkError:
@@ -148,14 +142,19 @@ func (s *Store) welcome(op *boundary, n newcomer) {
 }
 
 // checkMark reads a shard's mark and returns a *MarkError if the id is one that never comes back (I1). Nobody may
-// change the shard meanwhile.
-func (s *Store) checkMark(shard base.ShardID, id base.ReplicaID) error {
+// change the shard meanwhile. there says that the maps have a replica of the shard, which is then the caller's business.
+// One that is on disk alone could not be opened: what it has promised must not be written over.
+func (s *Store) checkMark(shard base.ShardID, id base.ReplicaID, there bool) error {
 	m, ok, err := s.engine.Mark(shard)
 	if err != nil {
 		return fmt.Errorf("create replica %s: %w", base.ReplicaName(shard, id), err)
 	}
+	if ok && m.ReplicaID != 0 && !there {
+		return fmt.Errorf("create replica %s: replica %s is on disk and could not be opened: restart the store",
+			base.ReplicaName(shard, id), m.ReplicaID)
+	}
 	if !ok || m.ReplicaID != 0 {
-		return nil // the replica that exists is the caller's business
+		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

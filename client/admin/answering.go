@@ -26,7 +26,11 @@ func (c *Client) answering(ctx context.Context) (*Client, error) {
 // maybeStarted says of a call without an answer that it may have had its effect.
 func maybeStarted(err error) error {
 	var e *Error
-	if errors.As(err, &e) && (e.Code == codes.Unavailable || e.Code == codes.DeadlineExceeded || e.Code == codes.Canceled) {
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
 		e.Remedy = "the job may have been started all the same, the list of jobs tells"
 	}
 	return err

@@ -37,10 +37,11 @@ func Ended(j *sharddv1.Job) bool {
 	return false
 }
 
-// StartJob begins long work, or with dryRun only returns the plan (a job without an id). The job goes on whoever watches.
+// StartJob begins long work, or with dryRun only returns the plan (a job without an id). The job goes on whoever
+// watches.
 //
-// Unlike the other calls it is not repeated at the next endpoint once a node has been given it: it might begin twice. If
-// no answer comes back the error says that the job may have been started; ListJobs tells.
+// Unlike the other calls it is not repeated at the next endpoint once a node has been given it: it might begin twice.
+// If no answer comes back the error says that the job may have been started; ListJobs tells.
 func (c *Client) StartJob(ctx context.Context, spec *sharddv1.JobSpec, dryRun bool) (*sharddv1.Job, error) {
 	name := "start job " + spec.GetKind()
 	req := &sharddv1.StartJobRequest{Spec: spec, DryRun: dryRun}

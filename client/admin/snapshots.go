@@ -17,8 +17,8 @@ func (c *Client) ListSnapshots(ctx context.Context) ([]*sharddv1.SnapshotProgres
 	return resp.GetSnapshots(), err
 }
 
-// SetSnapshotLimits changes how many bytes per second the node that answers first sends and receives, until it restarts;
-// 0 leaves a limit as it is. It returns the limits that hold now; see At.
+// SetSnapshotLimits changes how many bytes per second the node that answers first sends and receives, until it
+// restarts; 0 leaves a limit as it is. It returns the limits that hold now; see At.
 func (c *Client) SetSnapshotLimits(ctx context.Context, send, receive uint64) (nowSend, nowReceive uint64, err error) {
 	req := &sharddv1.SetSnapshotLimitsRequest{SendBytesPerSecond: send, ReceiveBytesPerSecond: receive}
 	resp, err := call(ctx, c, "set snapshot limits", quick,

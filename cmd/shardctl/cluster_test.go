@@ -12,15 +12,16 @@ import (
 	"github.com/shardd/shardd/node"
 )
 
-// startNodes runs nodes in this process until the test ends and returns their addresses; they join a cluster through the
-// addresses in join, if there are any.
+// startNodes runs nodes in this process until the test ends and returns their addresses; they join a cluster through
+// the addresses in join, if there are any.
 func startNodes(t *testing.T, n int, join ...string) []string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, n)
 	var addrs []string
 	for range n {
-		nd, err := node.New(node.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Version: "test", Join: join,
+		nd, err := node.New(node.Config{DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Version: "test",
+			Join:   join,
 			Logger: slog.New(slog.DiscardHandler), Labels: map[string]string{"zone": "a"}, StopTimeout: 5 * time.Second,
 			Settings: node.Settings{Tick: 20 * time.Millisecond, CacheBytes: 8 << 20, MemTableBytes: 8 << 20,
 				EntryCacheBytes: 8 << 20}})

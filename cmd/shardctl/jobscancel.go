@@ -17,8 +17,8 @@ func newJobsCancel(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cancel JOB",
 		Short: "Ask a job to stop at its next safe point",
-		Long: `Ask a job to stop at its next safe point. A replica that it has begun to make is removed again; once voters have been
-exchanged it is too late, and the job goes on to its end. Its shards are whole either way.
+		Long: `Ask a job to stop at its next safe point. A replica that it has begun to make is removed again; once voters
+have been exchanged it is too late, and the job goes on to its end. Its shards are whole either way.
 
 With --wait it is followed until it has stopped. Exits with 0 if the job is or will be cancelled, 6 if it has ended in
 another way before.`,

@@ -26,8 +26,8 @@ func (f *jobFlags) add(c *cobra.Command) {
 // jobHelp ends the help text of every verb that begins a job.
 const jobHelp = `
 
-The work is a job that the cluster goes on with by itself. Its id is printed; --wait follows it and exits with its result:
-0 done, 1 failed, 8 cancelled.`
+The work is a job that the cluster goes on with by itself. Its id is printed; --wait follows it and exits with its
+result: 0 done, 1 failed, 8 cancelled.`
 
 // startJob begins a job as the flags say: print the plan, print the id, or follow it.
 func (o *conn) startJob(c *cobra.Command, spec *sharddv1.JobSpec, f *jobFlags) error {

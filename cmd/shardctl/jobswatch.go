@@ -8,8 +8,8 @@ func newJobsWatch(o *conn) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch JOB",
 		Short: "Follow a job to its end",
-		Long: `Follow a job to its end: with bars that are redrawn in place on a terminal, with a line per change elsewhere, with
--o json silently, printing the job once it has ended.
+		Long: `Follow a job to its end: with bars that are redrawn in place on a terminal, with a line per change elsewhere,
+with -o json silently, printing the job once it has ended.
 
 Nodes that stop answering and a change of the leader of the cluster's own shard only mean that shardctl asks again. It
 gives up after a minute of silence, or after --timeout if that is given. Ctrl-C ends the watching; the job goes on.

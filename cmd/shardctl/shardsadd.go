@@ -13,8 +13,8 @@ func newShardsAddReplica(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add-replica SHARD --to NODE",
 		Short: "Give a shard one more replica",
-		Long: `Give a shard one more replica: add a learner, send it a snapshot, let it catch up, make it a voter. An odd number of
-voters is worth having: two hold no longer than one, three outlive the loss of any one.` + jobHelp,
+		Long: `Give a shard one more replica: add a learner, send it a snapshot, let it catch up, make it a voter. An odd
+number of voters is worth having: two hold no longer than one, three outlive the loss of any one.` + jobHelp,
 		Example: `  shardctl shards add-replica s2 --to n2 --wait
   shardctl shards add-replica s2 --to n3 --learner`,
 		Args: cobra.ExactArgs(1),

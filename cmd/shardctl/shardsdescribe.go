@@ -15,9 +15,9 @@ func newShardsDescribe(o *conn) *cobra.Command {
 	return &cobra.Command{
 		Use:   "describe SHARD",
 		Short: "Ask every replica of a shard for its state",
-		Long: `Ask every replica of a shard for its state: its role (voter, learner, or incoming and outgoing while a joint change is
-under way), what it has applied, the bounds and size of its log, the size of its data; and as the leader sees them, how
-many entries each lacks and the snapshot that is on its way to it.`,
+		Long: `Ask every replica of a shard for its state: its role (voter, learner, or incoming and outgoing while a joint
+change is under way), what it has applied, the bounds and size of its log, the size of its data; and as the leader
+sees them, how many entries each lacks and the snapshot that is on its way to it.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			asJSON, err := o.json()

@@ -14,9 +14,9 @@ func newShardsMove(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "move SHARD --from NODE --to NODE",
 		Short: "Move a replica of a shard from one node to another",
-		Long: `Move a replica of a shard from one node to another: add a learner, send it a snapshot, let it catch up, exchange the
-two in one joint step, remove the old one. The shard serves all the while and never has fewer voters than before; a
-leader hands over first.` + jobHelp,
+		Long: `Move a replica of a shard from one node to another: add a learner, send it a snapshot, let it catch up,
+exchange the two in one joint step, remove the old one. The shard serves all the while and never has fewer voters than
+before; a leader hands over first.` + jobHelp,
 		Example: `  shardctl shards move s12 --from n1 --to n4 --wait
   shardctl shards move s12 --from n1 --to n4 --dry-run`,
 		Args: cobra.ExactArgs(1),

@@ -12,9 +12,9 @@ func newShardsRemoveReplica(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "remove-replica SHARD --from NODE",
 		Short: "Take a replica of a shard away from a node",
-		Long: `Take a replica of a shard away from a node: a leader hands over first, a voter becomes a learner, the learner goes and
-its data is deleted. The node may be down; its replica goes when it comes back. Refused if the voters that are left could
-not serve.` + jobHelp,
+		Long: `Take a replica of a shard away from a node: a leader hands over first, a voter becomes a learner, the learner
+goes and its data is deleted. The node may be down; its replica goes when it comes back. Refused if the voters that
+are left could not serve.` + jobHelp,
 		Example: "  shardctl shards remove-replica s2 --from n3 --wait",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

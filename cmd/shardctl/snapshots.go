@@ -16,8 +16,8 @@ func newSnapshots(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "snapshots",
 		Short: "Show the snapshots under way and set how fast they go",
-		Long: `Show the snapshots under way and set how fast they go. A snapshot brings a replica the state of its shard: a new one,
-or one that has been away for longer than the log is kept.`,
+		Long: `Show the snapshots under way and set how fast they go. A snapshot brings a replica the state of its shard: a
+new one, or one that has been away for longer than the log is kept.`,
 	}
 	c.AddCommand(newSnapshotsList(o), newSnapshotsLimits(o))
 	return c
@@ -44,8 +44,8 @@ func newSnapshotsList(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the snapshots that the nodes send and receive",
-		Long: `List the snapshots that the nodes send and receive; each stream appears once for each of its ends. Nodes that are down
-are left out.`,
+		Long: `List the snapshots that the nodes send and receive; each stream appears once for each of its ends. Nodes that
+are down are left out.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			asJSON, err := o.json()
 			if err != nil {
@@ -98,8 +98,8 @@ func snapshotRow(seenBy uint64, s *sharddv1.SnapshotProgress) []string {
 		clockFace(time.Duration(s.GetElapsedMs()) * time.Millisecond), s.GetPriority()}
 }
 
-// eachNode asks every node that is up, or the one that is named, one after the other. The error names the nodes that did
-// not answer; the others have been asked all the same.
+// eachNode asks every node that is up, or the one that is named, one after the other. The error names the nodes that
+// did not answer; the others have been asked all the same.
 func (o *conn) eachNode(c *cobra.Command, only string,
 	ask func(ctx context.Context, n *sharddv1.NodeInfo, a *admin.Client) error) error {
 	want := uint64(0)

@@ -22,8 +22,9 @@ func newSnapshotsLimits(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "limits",
 		Short: "Show or set how fast nodes send and receive snapshots",
-		Long: `Show or set how fast nodes send and receive snapshots. Without --send and --receive nothing is changed. What is set
-holds at once, for streams under way too, and until the node restarts: the settings of ` + "`shardd start`" + ` hold for good.`,
+		Long: `Show or set how fast nodes send and receive snapshots. Without --send and --receive nothing is changed. What
+is set holds at once, for streams under way too, and until the node restarts: the settings of "shardd start" hold for
+good.`,
 		Example: `  shardctl snapshots limits
   shardctl snapshots limits --send 16MiB --receive 16MiB
   shardctl snapshots limits --node n3 --receive 128MiB`,

@@ -17,8 +17,9 @@ func newVerify(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify",
 		Short: "Compare the replicas of every shard, byte by byte, while they serve",
-		Long: `Compare the replicas of every shard, or of one: each computes a checksum over its data as of one and the same applied
-entry, while it serves. A difference names the shard, the replicas and the first span of keys that differs.` + jobHelp + `
+		Long: `Compare the replicas of every shard, or of one: each computes a checksum over its data as of one and the same
+applied entry, while it serves. A difference names the shard, the replicas and the first span of keys that
+differs.` + jobHelp + `
 Exits with 4 if a difference was found.`,
 		Example: `  shardctl verify --wait
   shardctl verify --shard s12 --rate 16MiB --wait`,

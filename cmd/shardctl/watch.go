@@ -14,8 +14,9 @@ import (
 	"github.com/shardd/shardd/internal/cli"
 )
 
-// Watching a job: ask, show, wait, ask again. The job runs in the cluster; whatever happens here, it goes on. A node that
-// stops answering, or a meta shard that changes its leader, only means to ask again, until silence has lasted too long.
+// Watching a job: ask, show, wait, ask again. The job runs in the cluster; whatever happens here, it goes on. A node
+// that stops answering, or a meta shard that changes its leader, only means to ask again, until silence has lasted
+// too long.
 
 const (
 	askEvery   = 250 * time.Millisecond

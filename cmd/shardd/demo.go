@@ -37,8 +37,9 @@ func newDemo() *cobra.Command {
 		Use:   "demo",
 		Short: "Run a cluster in this process, load and measure it, and serve until Ctrl-C",
 		Long: `Run a cluster in this process: nodes that talk over real loopback connections and keep their data in real
-files, every write synced to disk on a majority of them. Loads YCSB records, runs a workload, prints its summary, takes a
-replica of a shard away from a node and gives it a new one, and serves until Ctrl-C, so that shardctl can look at it.
+files, every write synced to disk on a majority of them. Loads YCSB records, runs a workload, prints its summary,
+takes a replica of a shard away from a node and gives it a new one, and serves until Ctrl-C, so that shardctl can look
+at it.
 
 The data goes to a temporary directory that is removed at the end, or to --data-dir, where the next demo finds it again.
 Exits with 1 if an operation failed.`,

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Proxy is a TCP link to one address that a test can cut and slow down. Its two directions are paced apart, each over all
-// connections together, as on a line between two machines.
+// Proxy is a TCP link to one address that a test can cut and slow down. Its two directions are paced apart, each over
+// all connections together, as on a line between two machines.
 type Proxy struct {
 	Addr   string // where it listens
 	target string

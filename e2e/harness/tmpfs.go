@@ -15,8 +15,8 @@ type Disk struct {
 	path string
 }
 
-// PutOnDisk gives node i, which has not been started yet, a disk of so many bytes, kept in memory. The test is skipped if
-// it may not mount one.
+// PutOnDisk gives node i, which has not been started yet, a disk of so many bytes, kept in memory. The test is
+// skipped if it may not mount one.
 func (c *Cluster) PutOnDisk(i int, bytes int64) *Disk {
 	c.t.Helper()
 	n := c.Nodes[i]
@@ -53,8 +53,8 @@ func (d *Disk) Free() int64 {
 	return int64(st.Bavail) * st.Bsize
 }
 
-// Fill takes space with a file that is not the node's, until about so many bytes are left. A node that writes at the same
-// time may make that less.
+// Fill takes space with a file that is not the node's, until about so many bytes are left. A node that writes at the
+// same time may make that less.
 func (d *Disk) Fill(left int64) {
 	d.c.t.Helper()
 	f, err := os.OpenFile(d.junk(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
