@@ -73,7 +73,6 @@ func (m *member) atLeader(ctx context.Context, id base.ShardID, call func(at bas
 		return err
 	}
 	at, hinted := m.leaderOf(d), true
-	last := error(&notLead{})
 	for turn, failed := 0, 0; ; {
 		if at == 0 {
 			at, hinted = d.Replicas[turn%len(d.Replicas)].Store, false
@@ -84,7 +83,7 @@ func (m *member) atLeader(ctx context.Context, id base.ShardID, call func(at bas
 		if !isNot && status.Code(err) != codes.Unavailable {
 			return err
 		}
-		last = fmt.Errorf("%s: %w", at, err)
+		last := fmt.Errorf("%s: %w", at, err)
 		next := base.StoreID(0)
 		if isNot && not.leader != at {
 			next = not.leader

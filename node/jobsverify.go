@@ -17,7 +17,6 @@ import (
 type verifyTask struct {
 	*jobTask
 	queue   []*base.Descriptor
-	more    bool // the index goes on behind the queue
 	current *verifying
 }
 
