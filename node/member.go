@@ -79,6 +79,7 @@ func (n *Node) boot() (*member, error) {
 		verifyPatience: defaultVerifyPatience,
 	}
 	m.meta.Store(id.Meta)
+	m.verifier.damaged = func(d *base.Descriptor, why string) { m.store.QuarantineRange(d.Start, d.End, why) }
 	s := &n.cfg.Settings
 	late := &lateSender{}
 	m.store, err = shard.New(shard.Config{

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
 	"hash/crc64"
@@ -35,9 +36,10 @@ const (
 
 // verifier computes and keeps the checksums of this store.
 type verifier struct {
-	clock clock.Clock
-	bytes prometheus.Counter
-	wake  chan struct{} // capacity 1
+	clock   clock.Clock
+	bytes   prometheus.Counter
+	wake    chan struct{}                        // capacity 1
+	damaged func(d *base.Descriptor, why string) // of a replica whose data cannot be read; set before anything runs
 
 	mu struct {
 		sync.Mutex
@@ -221,6 +223,9 @@ func (v *verifier) progress(q queuedRun, rows, read, more uint64) {
 }
 
 func (v *verifier) finish(q queuedRun, spans []*pb.SpanSum, err error) {
+	if errors.Is(err, engine.ErrCorrupt) {
+		v.damaged(q.View.Desc(), "verify: "+err.Error())
+	}
 	if cerr := q.View.Close(); err == nil {
 		err = cerr
 	}

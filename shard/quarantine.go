@@ -8,7 +8,7 @@ import (
 
 // QuarantineRange faults every replica whose data may have suffered from a damaged file with the stored keys [lo, hi), and
 // returns how many. Others serve on, and the shards of those that stopped go on without them until they are replaced.
-// The only replica of a shard stays: what can still be read of it is all there is, and a read of the damaged part fails.
+// The only voter of a shard stays: what can still be read of it may be all there is, and a read of the damaged part fails.
 // A file with the records of many shards, logs and such, stops none of them: a replica whose own are damaged finds out
 // when it reads them.
 func (s *Store) QuarantineRange(lo, hi []byte, reason string) (stopped int) {
@@ -21,7 +21,7 @@ func (s *Store) QuarantineRange(lo, hi []byte, reason string) (stopped int) {
 	s.mu.RUnlock()
 	for _, r := range all {
 		d := r.desc.Load()
-		if d != nil && len(d.Replicas) == 1 {
+		if d != nil && onlyVoter(d, r.id) {
 			continue
 		}
 		touched := local && first == last && first == r.shard

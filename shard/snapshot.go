@@ -130,6 +130,7 @@ func (w *worker) takeSent(r *replica, sent []snapshotDone) {
 		report := snapshotReport{to: snap.To, term: snap.term, err: d.err}
 		if d.err != nil {
 			w.store.metrics.snapshotFailures.Inc()
+			w.store.damaged(r, d.err) // what cannot be read here cannot be sent: another replica leads then
 			report.ticks = w.retryTicks(d.err)
 			w.store.log.Warn("snapshot not installed", "replica", r.String(), "to", base.ReplicaName(r.shard, snap.To),
 				"error", d.err, "again in", time.Duration(report.ticks)*w.store.cfg.Tick)

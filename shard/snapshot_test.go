@@ -2,6 +2,7 @@ package shard
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -276,4 +277,26 @@ func TestASnapshotRightAfterAConfChangeCarriesIt(t *testing.T) {
 		})
 		return same
 	})
+}
+
+// TestALeaderWhoseDataCannotBeReadForASnapshotStops: another replica leads and sends its own; the only voter stays.
+func TestALeaderWhoseDataCannotBeReadForASnapshotStops(t *testing.T) {
+	for _, stores := range [][]base.StoreID{{1, 2, 3}, {1}} {
+		c := newCluster(t, 4, nil)
+		c.create(desc(7, "", "", stores...))
+		lead := c.leader(7)
+		lead.ship.hold = true
+		c.changed(7, ReplicaChange{Op: AddLearner, Store: 4})
+		c.until("a snapshot is wanted", func() bool { return len(lead.ship.waiting()) == 1 })
+		req := lead.ship.waiting()[0]
+		lead.ship.mu.Lock()
+		lead.ship.queue = nil
+		lead.ship.mu.Unlock()
+		req.Done(fmt.Errorf("chunk 3: %w", engine.ErrCorrupt))
+		lead.ship.hold = false
+		c.initialised(7, 4)
+		if _, stopped := lead.store.lookup(7).faultReason(); stopped != (len(stores) > 1) {
+			t.Fatalf("of %d voters: stopped %t", len(stores), stopped)
+		}
+	}
 }

@@ -65,14 +65,24 @@ func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
 	return out
 }
 
-// damaged faults a replica whose data on this disk cannot be read, so that one with a good copy leads. The only replica
-// of a shard stays: what can still be read of it is all there is.
+// damaged faults a replica whose data on this disk cannot be read, so that one with a good copy leads. The only voter of
+// a shard stays: what can still be read of it may be all there is.
 func (s *Store) damaged(r *replica, err error) {
-	if !errors.Is(err, engine.ErrCorrupt) || len(r.desc.Load().Replicas) == 1 {
+	if !errors.Is(err, engine.ErrCorrupt) || onlyVoter(r.desc.Load(), r.id) {
 		return
 	}
 	s.fault(r, "read: "+err.Error(), nil)
 	s.pool.Enqueue(uint64(r.shard)) // its worker cleans up
+}
+
+// onlyVoter reports whether no other replica of the shard votes.
+func onlyVoter(d *base.Descriptor, id base.ReplicaID) bool {
+	for _, rep := range d.Replicas {
+		if rep.Replica != id && rep.Role != base.RoleLearner {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
