@@ -225,6 +225,8 @@ func TestGarbageIsRefusedAndHarmsNobody(t *testing.T) {
 		t.Errorf("got %x, %v", in.b, err)
 	}
 	sendUntil(t, one, two, voteMsg(1))
+	two.rec.mu.Lock()
+	defer two.rec.mu.Unlock()
 	if len(two.rec.msgs) == 0 || two.rec.msgs[0].FromStore != 1 {
 		t.Error("garbage was stepped")
 	}
