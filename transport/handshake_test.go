@@ -29,8 +29,8 @@ func TestStoreOfAnotherClusterIsRefused(t *testing.T) {
 		t.Errorf("fenced with %v", err)
 	}
 	one.rec.until(t, "the report", func() bool { return len(one.rec.lost) == 1 })
-	if len(two.rec.msgs) != 0 || len(b.seen) != 0 {
-		t.Errorf("%d messages were stepped, recorded %v", len(two.rec.msgs), b.seen)
+	if len(two.rec.stepped()) != 0 || len(b.seen) != 0 {
+		t.Errorf("%d messages were stepped, recorded %v", len(two.rec.stepped()), b.seen)
 	}
 }
 
@@ -43,7 +43,7 @@ func TestOldIncarnationIsFenced(t *testing.T) {
 	if err := fencedBy(t, one); !errors.Is(err, ErrFenced) || !errors.Is(err, ErrRefused) {
 		t.Errorf("fenced with %v", err)
 	}
-	if len(two.rec.msgs) != 0 {
+	if len(two.rec.stepped()) != 0 {
 		t.Error("a vote of an old copy was stepped")
 	}
 	// The other way round: the store that dials sees that who answers is an old copy, and tells it.
@@ -52,7 +52,7 @@ func TestOldIncarnationIsFenced(t *testing.T) {
 		t.Errorf("fenced with %v", err)
 	}
 	untilMetric(t, "the refusal", two.tr.metrics.refusals.WithLabelValues("acceptor", RefusedStale.String()))
-	if len(one.rec.msgs) != 0 {
+	if len(one.rec.stepped()) != 0 {
 		t.Error("a vote reached an old copy")
 	}
 }
@@ -225,9 +225,7 @@ func TestGarbageIsRefusedAndHarmsNobody(t *testing.T) {
 		t.Errorf("got %x, %v", in.b, err)
 	}
 	sendUntil(t, one, two, voteMsg(1))
-	two.rec.mu.Lock()
-	defer two.rec.mu.Unlock()
-	if len(two.rec.msgs) == 0 || two.rec.msgs[0].FromStore != 1 {
+	if got := two.rec.stepped(); len(got) == 0 || got[0].FromStore != 1 {
 		t.Error("garbage was stepped")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -109,6 +110,19 @@ func (r *recorder) until(t testing.TB, what string, ok func() bool) {
 		}
 		r.cond.Wait()
 	}
+}
+
+// stepped and lostGroups return what has come so far.
+func (r *recorder) stepped() []wire.RaftMessage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.msgs)
+}
+
+func (r *recorder) lostGroups() []group {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.lost)
 }
 
 func (r *recorder) has(typ raftpb.MessageType, index uint64) bool {

@@ -46,7 +46,7 @@ func TestAppendsArriveOnceInOrderAndWhole(t *testing.T) {
 	for _, s := range stores {
 		s.rec.until(t, "all appends", func() bool { return len(s.rec.msgs) == 2*groups*count })
 		next := map[string]uint64{}
-		for _, m := range s.rec.msgs {
+		for _, m := range s.rec.stepped() {
 			k := fmt.Sprint(m.FromStore, m.Shard)
 			if m.Msg.Index != next[k] || m.ToStore != s.id {
 				t.Fatalf("%s: %s has append %d to %s, want %d", s.id, k, m.Msg.Index, m.ToStore, next[k])
@@ -124,9 +124,10 @@ func TestLostAppendIsReportedOncePerLoss(t *testing.T) {
 	}
 	one.rec.until(t, "the third group", func() bool { return len(one.rec.lost) == 3 })
 	want := map[group]bool{{5, 1, 2}: true, {6, 1, 2}: true, {7, 1, 2}: true}
-	for _, g := range one.rec.lost {
+	lost := one.rec.lostGroups()
+	for _, g := range lost {
 		if !want[g] {
-			t.Errorf("reports %v, want each group once", one.rec.lost)
+			t.Errorf("reports %v, want each group once", lost)
 		}
 		delete(want, g)
 	}
@@ -201,7 +202,7 @@ func TestCompressibleFramesTravelCompressed(t *testing.T) {
 	one, two := start(t, b, 1, "", nil), start(t, b, 2, "", nil)
 	data := bytes.Repeat([]byte("all work and no play "), 1000)
 	sendUntil(t, one, two, appendMsg(1, 1, data))
-	for _, m := range two.rec.msgs {
+	for _, m := range two.rec.stepped() {
 		if !bytes.Equal(m.Msg.Entries[0].Data, data) {
 			t.Fatal("data differ")
 		}
