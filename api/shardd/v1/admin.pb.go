@@ -565,7 +565,14 @@ type NodeInfo struct {
 	// none, leaders or replicas: what a drain keeps off the node.
 	Draining string `protobuf:"bytes,16,opt,name=draining,proto3" json:"draining,omitempty"`
 	// Set if a check of the node fails; says which.
-	Unhealthy     string `protobuf:"bytes,17,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	Unhealthy string `protobuf:"bytes,17,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	// empty, decommissioning, decommissioned or removed.
+	Commission string `protobuf:"bytes,18,opt,name=commission,proto3" json:"commission,omitempty"`
+	Load       *Load  `protobuf:"bytes,19,opt,name=load,proto3" json:"load,omitempty"`
+	// Load of the processor of the node's process, in thousandths of a core.
+	CpuMillis uint64 `protobuf:"varint,20,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	// Sizes of the node's shards, added up.
+	ShardBytes    uint64 `protobuf:"varint,21,opt,name=shard_bytes,json=shardBytes,proto3" json:"shard_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -719,6 +726,112 @@ func (x *NodeInfo) GetUnhealthy() string {
 	return ""
 }
 
+func (x *NodeInfo) GetCommission() string {
+	if x != nil {
+		return x.Commission
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *NodeInfo) GetCpuMillis() uint64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetShardBytes() uint64 {
+	if x != nil {
+		return x.ShardBytes
+	}
+	return 0
+}
+
+// Load is what a shard or a node does per second, averaged over the last half minute or so.
+type Load struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Reads      float64                `protobuf:"fixed64,1,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes     float64                `protobuf:"fixed64,2,opt,name=writes,proto3" json:"writes,omitempty"`
+	ReadBytes  float64                `protobuf:"fixed64,3,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes float64                `protobuf:"fixed64,4,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	// Microseconds of processor per second, estimated from samples.
+	CpuMicros     float64 `protobuf:"fixed64,5,opt,name=cpu_micros,json=cpuMicros,proto3" json:"cpu_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Load) GetReads() float64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *Load) GetWrites() float64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+func (x *Load) GetReadBytes() float64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *Load) GetWriteBytes() float64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *Load) GetCpuMicros() float64 {
+	if x != nil {
+		return x.CpuMicros
+	}
+	return 0
+}
+
 type ListShardsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Resume after this shard's start key (a routing key); empty for the first page.
@@ -731,7 +844,7 @@ type ListShardsRequest struct {
 
 func (x *ListShardsRequest) Reset() {
 	*x = ListShardsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[9]
+	mi := &file_shardd_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +856,7 @@ func (x *ListShardsRequest) String() string {
 func (*ListShardsRequest) ProtoMessage() {}
 
 func (x *ListShardsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[9]
+	mi := &file_shardd_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +869,7 @@ func (x *ListShardsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsRequest.ProtoReflect.Descriptor instead.
 func (*ListShardsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListShardsRequest) GetAfter() []byte {
@@ -783,7 +896,7 @@ type ListShardsResponse struct {
 
 func (x *ListShardsResponse) Reset() {
 	*x = ListShardsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[10]
+	mi := &file_shardd_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +908,7 @@ func (x *ListShardsResponse) String() string {
 func (*ListShardsResponse) ProtoMessage() {}
 
 func (x *ListShardsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[10]
+	mi := &file_shardd_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +921,7 @@ func (x *ListShardsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsResponse.ProtoReflect.Descriptor instead.
 func (*ListShardsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListShardsResponse) GetShards() []*ShardInfo {
@@ -836,7 +949,7 @@ type ReplicaInfo struct {
 
 func (x *ReplicaInfo) Reset() {
 	*x = ReplicaInfo{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[11]
+	mi := &file_shardd_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +961,7 @@ func (x *ReplicaInfo) String() string {
 func (*ReplicaInfo) ProtoMessage() {}
 
 func (x *ReplicaInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[11]
+	mi := &file_shardd_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +974,7 @@ func (x *ReplicaInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaInfo.ProtoReflect.Descriptor instead.
 func (*ReplicaInfo) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReplicaInfo) GetReplicaId() uint64 {
@@ -899,15 +1012,26 @@ type ShardInfo struct {
 	Leader uint64 `protobuf:"varint,8,opt,name=leader,proto3" json:"leader,omitempty"`
 	Term   uint64 `protobuf:"varint,9,opt,name=term,proto3" json:"term,omitempty"`
 	// Bytes of keys plus values put since the shard was made; overwritten and deleted data still counts.
-	PutBytes      uint64 `protobuf:"varint,10,opt,name=put_bytes,json=putBytes,proto3" json:"put_bytes,omitempty"`
-	Creating      bool   `protobuf:"varint,11,opt,name=creating,proto3" json:"creating,omitempty"`
+	PutBytes uint64 `protobuf:"varint,10,opt,name=put_bytes,json=putBytes,proto3" json:"put_bytes,omitempty"`
+	Creating bool   `protobuf:"varint,11,opt,name=creating,proto3" json:"creating,omitempty"`
+	// Bytes on disk as the leader last measured them.
+	SizeBytes uint64 `protobuf:"varint,12,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Load      *Load  `protobuf:"bytes,13,opt,name=load,proto3" json:"load,omitempty"`
+	// Set while the shard is frozen for a merge: the shard that is to take it in.
+	MergingInto uint64 `protobuf:"varint,14,opt,name=merging_into,json=mergingInto,proto3" json:"merging_into,omitempty"`
+	// Set if one key carries most of the load, so that no split would help.
+	HotKey []byte `protobuf:"bytes,15,opt,name=hot_key,json=hotKey,proto3" json:"hot_key,omitempty"`
+	// Age of the shard's last split or merge as far as the driver knows, in ms; 0 if unknown.
+	ChangedMsAgo uint64 `protobuf:"varint,16,opt,name=changed_ms_ago,json=changedMsAgo,proto3" json:"changed_ms_ago,omitempty"`
+	// Name of the placement rule.
+	Rule          string `protobuf:"bytes,17,opt,name=rule,proto3" json:"rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ShardInfo) Reset() {
 	*x = ShardInfo{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[12]
+	mi := &file_shardd_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1043,7 @@ func (x *ShardInfo) String() string {
 func (*ShardInfo) ProtoMessage() {}
 
 func (x *ShardInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[12]
+	mi := &file_shardd_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1056,7 @@ func (x *ShardInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
 func (*ShardInfo) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShardInfo) GetShardId() uint64 {
@@ -1012,6 +1136,48 @@ func (x *ShardInfo) GetCreating() bool {
 	return false
 }
 
+func (x *ShardInfo) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ShardInfo) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *ShardInfo) GetMergingInto() uint64 {
+	if x != nil {
+		return x.MergingInto
+	}
+	return 0
+}
+
+func (x *ShardInfo) GetHotKey() []byte {
+	if x != nil {
+		return x.HotKey
+	}
+	return nil
+}
+
+func (x *ShardInfo) GetChangedMsAgo() uint64 {
+	if x != nil {
+		return x.ChangedMsAgo
+	}
+	return 0
+}
+
+func (x *ShardInfo) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
 type DescribeShardRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ShardId       uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
@@ -1021,7 +1187,7 @@ type DescribeShardRequest struct {
 
 func (x *DescribeShardRequest) Reset() {
 	*x = DescribeShardRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[13]
+	mi := &file_shardd_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1199,7 @@ func (x *DescribeShardRequest) String() string {
 func (*DescribeShardRequest) ProtoMessage() {}
 
 func (x *DescribeShardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[13]
+	mi := &file_shardd_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1212,7 @@ func (x *DescribeShardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeShardRequest.ProtoReflect.Descriptor instead.
 func (*DescribeShardRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DescribeShardRequest) GetShardId() uint64 {
@@ -1066,7 +1232,7 @@ type DescribeShardResponse struct {
 
 func (x *DescribeShardResponse) Reset() {
 	*x = DescribeShardResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[14]
+	mi := &file_shardd_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1244,7 @@ func (x *DescribeShardResponse) String() string {
 func (*DescribeShardResponse) ProtoMessage() {}
 
 func (x *DescribeShardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[14]
+	mi := &file_shardd_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1257,7 @@ func (x *DescribeShardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeShardResponse.ProtoReflect.Descriptor instead.
 func (*DescribeShardResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DescribeShardResponse) GetShard() *ShardInfo {
@@ -1141,7 +1307,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[15]
+	mi := &file_shardd_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1319,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[15]
+	mi := &file_shardd_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1332,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReplicaStatus) GetNodeId() uint64 {
@@ -1325,7 +1491,7 @@ type FollowerProgress struct {
 
 func (x *FollowerProgress) Reset() {
 	*x = FollowerProgress{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[16]
+	mi := &file_shardd_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1503,7 @@ func (x *FollowerProgress) String() string {
 func (*FollowerProgress) ProtoMessage() {}
 
 func (x *FollowerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[16]
+	mi := &file_shardd_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1516,7 @@ func (x *FollowerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowerProgress.ProtoReflect.Descriptor instead.
 func (*FollowerProgress) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FollowerProgress) GetReplicaId() uint64 {
@@ -1405,7 +1571,7 @@ type TransferLeaderRequest struct {
 
 func (x *TransferLeaderRequest) Reset() {
 	*x = TransferLeaderRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[17]
+	mi := &file_shardd_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1583,7 @@ func (x *TransferLeaderRequest) String() string {
 func (*TransferLeaderRequest) ProtoMessage() {}
 
 func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[17]
+	mi := &file_shardd_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1596,7 @@ func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TransferLeaderRequest) GetShardId() uint64 {
@@ -1458,7 +1624,7 @@ type TransferLeaderResponse struct {
 
 func (x *TransferLeaderResponse) Reset() {
 	*x = TransferLeaderResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[18]
+	mi := &file_shardd_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1636,7 @@ func (x *TransferLeaderResponse) String() string {
 func (*TransferLeaderResponse) ProtoMessage() {}
 
 func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[18]
+	mi := &file_shardd_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1649,7 @@ func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TransferLeaderResponse) GetFromNode() uint64 {
@@ -1515,7 +1681,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[19]
+	mi := &file_shardd_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1693,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[19]
+	mi := &file_shardd_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1706,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type HealthCheck struct {
@@ -1554,7 +1720,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[20]
+	mi := &file_shardd_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1732,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[20]
+	mi := &file_shardd_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1745,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HealthCheck) GetName() string {
@@ -1613,7 +1779,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[21]
+	mi := &file_shardd_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1791,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[21]
+	mi := &file_shardd_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1804,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HealthResponse) GetOk() bool {
@@ -1669,7 +1835,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[22]
+	mi := &file_shardd_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1847,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[22]
+	mi := &file_shardd_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1860,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LookupRequest) GetKey() []byte {
@@ -1729,7 +1895,7 @@ type LookupResponse struct {
 
 func (x *LookupResponse) Reset() {
 	*x = LookupResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[23]
+	mi := &file_shardd_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1907,7 @@ func (x *LookupResponse) String() string {
 func (*LookupResponse) ProtoMessage() {}
 
 func (x *LookupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[23]
+	mi := &file_shardd_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1920,7 @@ func (x *LookupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupResponse.ProtoReflect.Descriptor instead.
 func (*LookupResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LookupResponse) GetRoutes() []*Route {
@@ -1782,7 +1948,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[24]
+	mi := &file_shardd_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +1960,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[24]
+	mi := &file_shardd_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +1973,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Route) GetDescriptor_() []byte {
@@ -1827,7 +1993,7 @@ func (x *Route) GetLeader() uint64 {
 // JobSpec says what a job does.
 type JobSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// move, add-replica, remove-replica, promote, drain or verify.
+	// move, add-replica, remove-replica, promote, drain, verify, split, merge, scatter or decommission.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// The shard; for verify 0 means all.
 	ShardId uint64 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
@@ -1841,13 +2007,28 @@ type JobSpec struct {
 	Replicas bool `protobuf:"varint,6,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	// verify: most bytes per second that each replica reads; 0 means the default.
 	BytesPerSecond uint64 `protobuf:"varint,7,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// split: routing keys at which to split. With shard_id 0 they may lie in any shards.
+	Keys [][]byte `protobuf:"bytes,8,rep,name=keys,proto3" json:"keys,omitempty"`
+	// split without keys: how many parts of about equal size the shard becomes; 0 means 2. scatter: unused.
+	Parts uint32 `protobuf:"varint,9,opt,name=parts,proto3" json:"parts,omitempty"`
+	// split without keys: size or load, by what the parts are to be equal; empty means size.
+	SplitBy string `protobuf:"bytes,10,opt,name=split_by,json=splitBy,proto3" json:"split_by,omitempty"`
+	// scatter without shard_id: the routing keys of the range whose shards are spread.
+	Start []byte `protobuf:"bytes,11,opt,name=start,proto3" json:"start,omitempty"`
+	End   []byte `protobuf:"bytes,12,opt,name=end,proto3" json:"end,omitempty"`
+	// merge: shard_id takes in its right neighbour, which is this one; 0 means whichever it is.
+	RightShardId uint64 `protobuf:"varint,13,opt,name=right_shard_id,json=rightShardId,proto3" json:"right_shard_id,omitempty"`
+	// user or driver.
+	Origin string `protobuf:"bytes,14,opt,name=origin,proto3" json:"origin,omitempty"`
+	// Why the driver wants it.
+	Reason        string `protobuf:"bytes,15,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JobSpec) Reset() {
 	*x = JobSpec{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	mi := &file_shardd_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +2040,7 @@ func (x *JobSpec) String() string {
 func (*JobSpec) ProtoMessage() {}
 
 func (x *JobSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	mi := &file_shardd_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +2053,7 @@ func (x *JobSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobSpec.ProtoReflect.Descriptor instead.
 func (*JobSpec) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JobSpec) GetKind() string {
@@ -1924,6 +2105,62 @@ func (x *JobSpec) GetBytesPerSecond() uint64 {
 	return 0
 }
 
+func (x *JobSpec) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *JobSpec) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *JobSpec) GetSplitBy() string {
+	if x != nil {
+		return x.SplitBy
+	}
+	return ""
+}
+
+func (x *JobSpec) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *JobSpec) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *JobSpec) GetRightShardId() uint64 {
+	if x != nil {
+		return x.RightShardId
+	}
+	return 0
+}
+
+func (x *JobSpec) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *JobSpec) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type JobStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is done, e.g. "add learner n4", "snapshot", "catch up".
@@ -1946,7 +2183,7 @@ type JobStep struct {
 
 func (x *JobStep) Reset() {
 	*x = JobStep{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[26]
+	mi := &file_shardd_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2195,7 @@ func (x *JobStep) String() string {
 func (*JobStep) ProtoMessage() {}
 
 func (x *JobStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[26]
+	mi := &file_shardd_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2208,7 @@ func (x *JobStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobStep.ProtoReflect.Descriptor instead.
 func (*JobStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JobStep) GetName() string {
@@ -2058,7 +2295,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[27]
+	mi := &file_shardd_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2307,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[27]
+	mi := &file_shardd_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2320,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Job) GetJobId() uint64 {
@@ -2159,7 +2396,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[28]
+	mi := &file_shardd_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2408,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[28]
+	mi := &file_shardd_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2421,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartJobRequest) GetSpec() *JobSpec {
@@ -2211,7 +2448,7 @@ type StartJobResponse struct {
 
 func (x *StartJobResponse) Reset() {
 	*x = StartJobResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[29]
+	mi := &file_shardd_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2460,7 @@ func (x *StartJobResponse) String() string {
 func (*StartJobResponse) ProtoMessage() {}
 
 func (x *StartJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[29]
+	mi := &file_shardd_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2473,7 @@ func (x *StartJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobResponse.ProtoReflect.Descriptor instead.
 func (*StartJobResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartJobResponse) GetJob() *Job {
@@ -2258,7 +2495,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[30]
+	mi := &file_shardd_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2507,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[30]
+	mi := &file_shardd_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2520,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListJobsRequest) GetRunning() bool {
@@ -2309,7 +2546,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[31]
+	mi := &file_shardd_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2558,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[31]
+	mi := &file_shardd_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2571,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -2353,7 +2590,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[32]
+	mi := &file_shardd_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2602,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[32]
+	mi := &file_shardd_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2615,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetJobRequest) GetJobId() uint64 {
@@ -2397,7 +2634,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[33]
+	mi := &file_shardd_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2646,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[33]
+	mi := &file_shardd_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2659,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -2441,7 +2678,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[34]
+	mi := &file_shardd_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2690,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[34]
+	mi := &file_shardd_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2703,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CancelJobRequest) GetJobId() uint64 {
@@ -2485,7 +2722,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[35]
+	mi := &file_shardd_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2734,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[35]
+	mi := &file_shardd_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2747,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -2529,7 +2766,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[36]
+	mi := &file_shardd_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2778,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[36]
+	mi := &file_shardd_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2791,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UndrainRequest) GetNodeId() uint64 {
@@ -2572,7 +2809,7 @@ type UndrainResponse struct {
 
 func (x *UndrainResponse) Reset() {
 	*x = UndrainResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[37]
+	mi := &file_shardd_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2821,7 @@ func (x *UndrainResponse) String() string {
 func (*UndrainResponse) ProtoMessage() {}
 
 func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[37]
+	mi := &file_shardd_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2834,7 @@ func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
 func (*UndrainResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type SetSnapshotLimitsRequest struct {
@@ -2611,7 +2848,7 @@ type SetSnapshotLimitsRequest struct {
 
 func (x *SetSnapshotLimitsRequest) Reset() {
 	*x = SetSnapshotLimitsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[38]
+	mi := &file_shardd_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2860,7 @@ func (x *SetSnapshotLimitsRequest) String() string {
 func (*SetSnapshotLimitsRequest) ProtoMessage() {}
 
 func (x *SetSnapshotLimitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[38]
+	mi := &file_shardd_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2873,7 @@ func (x *SetSnapshotLimitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSnapshotLimitsRequest.ProtoReflect.Descriptor instead.
 func (*SetSnapshotLimitsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetSnapshotLimitsRequest) GetSendBytesPerSecond() uint64 {
@@ -2663,7 +2900,7 @@ type SetSnapshotLimitsResponse struct {
 
 func (x *SetSnapshotLimitsResponse) Reset() {
 	*x = SetSnapshotLimitsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[39]
+	mi := &file_shardd_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2912,7 @@ func (x *SetSnapshotLimitsResponse) String() string {
 func (*SetSnapshotLimitsResponse) ProtoMessage() {}
 
 func (x *SetSnapshotLimitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[39]
+	mi := &file_shardd_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2925,7 @@ func (x *SetSnapshotLimitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSnapshotLimitsResponse.ProtoReflect.Descriptor instead.
 func (*SetSnapshotLimitsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetSnapshotLimitsResponse) GetSendBytesPerSecond() uint64 {
@@ -2713,7 +2950,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[40]
+	mi := &file_shardd_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2962,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[40]
+	mi := &file_shardd_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2975,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type ListSnapshotsResponse struct {
@@ -2750,7 +2987,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[41]
+	mi := &file_shardd_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2762,7 +2999,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[41]
+	mi := &file_shardd_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2775,7 +3012,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotProgress {
@@ -2809,7 +3046,7 @@ type SnapshotProgress struct {
 
 func (x *SnapshotProgress) Reset() {
 	*x = SnapshotProgress{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[42]
+	mi := &file_shardd_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3058,7 @@ func (x *SnapshotProgress) String() string {
 func (*SnapshotProgress) ProtoMessage() {}
 
 func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[42]
+	mi := &file_shardd_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3071,7 @@ func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
 func (*SnapshotProgress) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SnapshotProgress) GetShardId() uint64 {
@@ -2914,6 +3151,2873 @@ func (x *SnapshotProgress) GetPriority() string {
 	return ""
 }
 
+type WhyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*WhyRequest_ShardId
+	//	*WhyRequest_NodeId
+	//	*WhyRequest_OperatorId
+	Subject isWhyRequest_Subject `protobuf_oneof:"subject"`
+	// Most decisions to return, newest first; 0 means 20.
+	Limit         uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRequest) Reset() {
+	*x = WhyRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRequest) ProtoMessage() {}
+
+func (x *WhyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
+func (*WhyRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *WhyRequest) GetSubject() isWhyRequest_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *WhyRequest) GetShardId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*WhyRequest_ShardId); ok {
+			return x.ShardId
+		}
+	}
+	return 0
+}
+
+func (x *WhyRequest) GetNodeId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*WhyRequest_NodeId); ok {
+			return x.NodeId
+		}
+	}
+	return 0
+}
+
+func (x *WhyRequest) GetOperatorId() uint64 {
+	if x != nil {
+		if x, ok := x.Subject.(*WhyRequest_OperatorId); ok {
+			return x.OperatorId
+		}
+	}
+	return 0
+}
+
+func (x *WhyRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type isWhyRequest_Subject interface {
+	isWhyRequest_Subject()
+}
+
+type WhyRequest_ShardId struct {
+	ShardId uint64 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3,oneof"`
+}
+
+type WhyRequest_NodeId struct {
+	NodeId uint64 `protobuf:"varint,2,opt,name=node_id,json=nodeId,proto3,oneof"`
+}
+
+type WhyRequest_OperatorId struct {
+	// A job of the driver or of a person; leadership transfers of the driver have ids too.
+	OperatorId uint64 `protobuf:"varint,3,opt,name=operator_id,json=operatorId,proto3,oneof"`
+}
+
+func (*WhyRequest_ShardId) isWhyRequest_Subject() {}
+
+func (*WhyRequest_NodeId) isWhyRequest_Subject() {}
+
+func (*WhyRequest_OperatorId) isWhyRequest_Subject() {}
+
+// Decision is one entry of the driver's journal.
+type Decision struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	UnixMs uint64                 `protobuf:"varint,1,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"`
+	// The checker or scheduler, e.g. "replicas", "leaders".
+	By      string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What came of it, in a sentence.
+	Outcome       string       `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	OperatorId    uint64       `protobuf:"varint,5,opt,name=operator_id,json=operatorId,proto3" json:"operator_id,omitempty"`
+	Candidates    []*Candidate `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decision) Reset() {
+	*x = Decision{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decision) ProtoMessage() {}
+
+func (x *Decision) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decision.ProtoReflect.Descriptor instead.
+func (*Decision) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *Decision) GetUnixMs() uint64 {
+	if x != nil {
+		return x.UnixMs
+	}
+	return 0
+}
+
+func (x *Decision) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Decision) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Decision) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Decision) GetOperatorId() uint64 {
+	if x != nil {
+		return x.OperatorId
+	}
+	return 0
+}
+
+func (x *Decision) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+type Candidate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	What  string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	// chosen, or the name of the filter that rejected it.
+	Verdict       string  `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Detail        string  `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Score         float64 `protobuf:"fixed64,4,opt,name=score,proto3" json:"score,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Candidate) Reset() {
+	*x = Candidate{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Candidate) ProtoMessage() {}
+
+func (x *Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
+func (*Candidate) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Candidate) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Candidate) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *Candidate) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Candidate) GetScore() float64 {
+	if x != nil {
+		return x.Score
+	}
+	return 0
+}
+
+type WhyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The state in one line.
+	Summary string `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
+	// What the driver would decide now, tried on request.
+	Now []*Decision `protobuf:"bytes,2,rep,name=now,proto3" json:"now,omitempty"`
+	// What it decided, newest first.
+	Past          []*Decision `protobuf:"bytes,3,rep,name=past,proto3" json:"past,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyResponse) Reset() {
+	*x = WhyResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyResponse) ProtoMessage() {}
+
+func (x *WhyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
+func (*WhyResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *WhyResponse) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *WhyResponse) GetNow() []*Decision {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *WhyResponse) GetPast() []*Decision {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+type BalanceStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalanceStatusRequest) Reset() {
+	*x = BalanceStatusRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalanceStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalanceStatusRequest) ProtoMessage() {}
+
+func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalanceStatusRequest.ProtoReflect.Descriptor instead.
+func (*BalanceStatusRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
+}
+
+type Operator struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	OperatorId uint64                 `protobuf:"varint,1,opt,name=operator_id,json=operatorId,proto3" json:"operator_id,omitempty"`
+	Kind       string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	ShardId    uint64                 `protobuf:"varint,3,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	Reason     string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What it is doing now.
+	Step  string `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`
+	AgeMs uint64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	Bytes uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// running, done, failed, cancelled.
+	State         string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	Error         string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operator) Reset() {
+	*x = Operator{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operator) ProtoMessage() {}
+
+func (x *Operator) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operator.ProtoReflect.Descriptor instead.
+func (*Operator) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *Operator) GetOperatorId() uint64 {
+	if x != nil {
+		return x.OperatorId
+	}
+	return 0
+}
+
+func (x *Operator) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Operator) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *Operator) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Operator) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *Operator) GetAgeMs() uint64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *Operator) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Operator) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Operator) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type BalanceStatusResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// running, paused, or waiting (for reports after a change of the meta leader).
+	State  string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	Term   uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Rounds uint64 `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	// Cost of the last round, in microseconds.
+	LastRoundMicros uint64         `protobuf:"varint,5,opt,name=last_round_micros,json=lastRoundMicros,proto3" json:"last_round_micros,omitempty"`
+	Running         []*Operator    `protobuf:"bytes,6,rep,name=running,proto3" json:"running,omitempty"`
+	Recent          []*Operator    `protobuf:"bytes,7,rep,name=recent,proto3" json:"recent,omitempty"`
+	Limits          *BalanceLimits `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
+	// What is not as it should be: shards short of voters, misplaced, over size, ...
+	Problems []*Count `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Largest less smallest number per live node.
+	ReplicaSpread uint32 `protobuf:"varint,10,opt,name=replica_spread,json=replicaSpread,proto3" json:"replica_spread,omitempty"`
+	LeaderSpread  uint32 `protobuf:"varint,11,opt,name=leader_spread,json=leaderSpread,proto3" json:"leader_spread,omitempty"`
+	// Rounds in a row in which nothing was proposed.
+	QuietRounds uint64   `protobuf:"varint,12,opt,name=quiet_rounds,json=quietRounds,proto3" json:"quiet_rounds,omitempty"`
+	Paused      []string `protobuf:"bytes,13,rep,name=paused,proto3" json:"paused,omitempty"`
+	// How long nothing has been proposed or running, in ms.
+	QuietMs       uint64 `protobuf:"varint,14,opt,name=quiet_ms,json=quietMs,proto3" json:"quiet_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalanceStatusResponse) Reset() {
+	*x = BalanceStatusResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalanceStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalanceStatusResponse) ProtoMessage() {}
+
+func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalanceStatusResponse.ProtoReflect.Descriptor instead.
+func (*BalanceStatusResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *BalanceStatusResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *BalanceStatusResponse) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *BalanceStatusResponse) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *BalanceStatusResponse) GetRounds() uint64 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *BalanceStatusResponse) GetLastRoundMicros() uint64 {
+	if x != nil {
+		return x.LastRoundMicros
+	}
+	return 0
+}
+
+func (x *BalanceStatusResponse) GetRunning() []*Operator {
+	if x != nil {
+		return x.Running
+	}
+	return nil
+}
+
+func (x *BalanceStatusResponse) GetRecent() []*Operator {
+	if x != nil {
+		return x.Recent
+	}
+	return nil
+}
+
+func (x *BalanceStatusResponse) GetLimits() *BalanceLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *BalanceStatusResponse) GetProblems() []*Count {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *BalanceStatusResponse) GetReplicaSpread() uint32 {
+	if x != nil {
+		return x.ReplicaSpread
+	}
+	return 0
+}
+
+func (x *BalanceStatusResponse) GetLeaderSpread() uint32 {
+	if x != nil {
+		return x.LeaderSpread
+	}
+	return 0
+}
+
+func (x *BalanceStatusResponse) GetQuietRounds() uint64 {
+	if x != nil {
+		return x.QuietRounds
+	}
+	return 0
+}
+
+func (x *BalanceStatusResponse) GetPaused() []string {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+func (x *BalanceStatusResponse) GetQuietMs() uint64 {
+	if x != nil {
+		return x.QuietMs
+	}
+	return 0
+}
+
+type Count struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Count) Reset() {
+	*x = Count{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Count) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Count) ProtoMessage() {}
+
+func (x *Count) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Count.ProtoReflect.Descriptor instead.
+func (*Count) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Count) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Count) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type BalanceLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Operators that run at once.
+	Operators uint32 `protobuf:"varint,1,opt,name=operators,proto3" json:"operators,omitempty"`
+	// Snapshots that one node sends or receives at once for the driver.
+	NodeSnapshots uint32 `protobuf:"varint,2,opt,name=node_snapshots,json=nodeSnapshots,proto3" json:"node_snapshots,omitempty"`
+	// Leadership transfers at once per node.
+	NodeTransfers uint32 `protobuf:"varint,3,opt,name=node_transfers,json=nodeTransfers,proto3" json:"node_transfers,omitempty"`
+	// A node counts as lost after this.
+	DownAfterMs uint64 `protobuf:"varint,4,opt,name=down_after_ms,json=downAfterMs,proto3" json:"down_after_ms,omitempty"`
+	// Size above which shards split, and below which cold neighbours may merge.
+	SplitBytes uint64 `protobuf:"varint,5,opt,name=split_bytes,json=splitBytes,proto3" json:"split_bytes,omitempty"`
+	MergeBytes uint64 `protobuf:"varint,6,opt,name=merge_bytes,json=mergeBytes,proto3" json:"merge_bytes,omitempty"`
+	// Shards younger than this do not merge.
+	MergeAgeMs uint64 `protobuf:"varint,7,opt,name=merge_age_ms,json=mergeAgeMs,proto3" json:"merge_age_ms,omitempty"`
+	// Requests per second above which a shard splits by load.
+	SplitRequests float64 `protobuf:"fixed64,8,opt,name=split_requests,json=splitRequests,proto3" json:"split_requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalanceLimits) Reset() {
+	*x = BalanceLimits{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalanceLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalanceLimits) ProtoMessage() {}
+
+func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalanceLimits.ProtoReflect.Descriptor instead.
+func (*BalanceLimits) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *BalanceLimits) GetOperators() uint32 {
+	if x != nil {
+		return x.Operators
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetNodeSnapshots() uint32 {
+	if x != nil {
+		return x.NodeSnapshots
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetNodeTransfers() uint32 {
+	if x != nil {
+		return x.NodeTransfers
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetDownAfterMs() uint64 {
+	if x != nil {
+		return x.DownAfterMs
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetSplitBytes() uint64 {
+	if x != nil {
+		return x.SplitBytes
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetMergeBytes() uint64 {
+	if x != nil {
+		return x.MergeBytes
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetMergeAgeMs() uint64 {
+	if x != nil {
+		return x.MergeAgeMs
+	}
+	return 0
+}
+
+func (x *BalanceLimits) GetSplitRequests() float64 {
+	if x != nil {
+		return x.SplitRequests
+	}
+	return 0
+}
+
+type SetBalanceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Parts of the driver to pause or resume: all, split, merge, replicas, leaders, hot, repair. Empty: none.
+	Pause  []string `protobuf:"bytes,1,rep,name=pause,proto3" json:"pause,omitempty"`
+	Resume []string `protobuf:"bytes,2,rep,name=resume,proto3" json:"resume,omitempty"`
+	// Fields that are not 0 are set.
+	Limits        *BalanceLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBalanceRequest) Reset() {
+	*x = SetBalanceRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBalanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBalanceRequest) ProtoMessage() {}
+
+func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
+func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SetBalanceRequest) GetPause() []string {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *SetBalanceRequest) GetResume() []string {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *SetBalanceRequest) GetLimits() *BalanceLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type SetBalanceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limits        *BalanceLimits         `protobuf:"bytes,1,opt,name=limits,proto3" json:"limits,omitempty"`
+	Paused        []string               `protobuf:"bytes,2,rep,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBalanceResponse) Reset() {
+	*x = SetBalanceResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBalanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBalanceResponse) ProtoMessage() {}
+
+func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBalanceResponse.ProtoReflect.Descriptor instead.
+func (*SetBalanceResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *SetBalanceResponse) GetLimits() *BalanceLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *SetBalanceResponse) GetPaused() []string {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+type SimulateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nodes to add: labels of each, as key=value,...
+	AddNodes    []string `protobuf:"bytes,1,rep,name=add_nodes,json=addNodes,proto3" json:"add_nodes,omitempty"`
+	RemoveNodes []uint64 `protobuf:"varint,2,rep,packed,name=remove_nodes,json=removeNodes,proto3" json:"remove_nodes,omitempty"`
+	// Nodes to lose at once: those with this label, as key=value, e.g. zone=a.
+	Lose string `protobuf:"bytes,3,opt,name=lose,proto3" json:"lose,omitempty"`
+	// Placement rules to try instead of the present ones.
+	RulesYaml     string `protobuf:"bytes,4,opt,name=rules_yaml,json=rulesYaml,proto3" json:"rules_yaml,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateRequest) Reset() {
+	*x = SimulateRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateRequest) ProtoMessage() {}
+
+func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
+func (*SimulateRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *SimulateRequest) GetAddNodes() []string {
+	if x != nil {
+		return x.AddNodes
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetRemoveNodes() []uint64 {
+	if x != nil {
+		return x.RemoveNodes
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetLose() string {
+	if x != nil {
+		return x.Lose
+	}
+	return ""
+}
+
+func (x *SimulateRequest) GetRulesYaml() string {
+	if x != nil {
+		return x.RulesYaml
+	}
+	return ""
+}
+
+type SimulatedMove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtMs          uint64                 `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	ShardId       uint64                 `protobuf:"varint,3,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	FromNode      uint64                 `protobuf:"varint,4,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	ToNode        uint64                 `protobuf:"varint,5,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedMove) Reset() {
+	*x = SimulatedMove{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedMove) ProtoMessage() {}
+
+func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedMove.ProtoReflect.Descriptor instead.
+func (*SimulatedMove) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SimulatedMove) GetAtMs() uint64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *SimulatedMove) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SimulatedMove) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *SimulatedMove) GetFromNode() uint64 {
+	if x != nil {
+		return x.FromNode
+	}
+	return 0
+}
+
+func (x *SimulatedMove) GetToNode() uint64 {
+	if x != nil {
+		return x.ToNode
+	}
+	return 0
+}
+
+func (x *SimulatedMove) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *SimulatedMove) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type SimulatedNode struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	NodeId         uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Labels         string                 `protobuf:"bytes,2,opt,name=labels,proto3" json:"labels,omitempty"`
+	ReplicasBefore uint32                 `protobuf:"varint,3,opt,name=replicas_before,json=replicasBefore,proto3" json:"replicas_before,omitempty"`
+	ReplicasAfter  uint32                 `protobuf:"varint,4,opt,name=replicas_after,json=replicasAfter,proto3" json:"replicas_after,omitempty"`
+	LeadersBefore  uint32                 `protobuf:"varint,5,opt,name=leaders_before,json=leadersBefore,proto3" json:"leaders_before,omitempty"`
+	LeadersAfter   uint32                 `protobuf:"varint,6,opt,name=leaders_after,json=leadersAfter,proto3" json:"leaders_after,omitempty"`
+	BytesBefore    uint64                 `protobuf:"varint,7,opt,name=bytes_before,json=bytesBefore,proto3" json:"bytes_before,omitempty"`
+	BytesAfter     uint64                 `protobuf:"varint,8,opt,name=bytes_after,json=bytesAfter,proto3" json:"bytes_after,omitempty"`
+	Note           string                 `protobuf:"bytes,9,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SimulatedNode) Reset() {
+	*x = SimulatedNode{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedNode) ProtoMessage() {}
+
+func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedNode.ProtoReflect.Descriptor instead.
+func (*SimulatedNode) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *SimulatedNode) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetLabels() string {
+	if x != nil {
+		return x.Labels
+	}
+	return ""
+}
+
+func (x *SimulatedNode) GetReplicasBefore() uint32 {
+	if x != nil {
+		return x.ReplicasBefore
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetReplicasAfter() uint32 {
+	if x != nil {
+		return x.ReplicasAfter
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetLeadersBefore() uint32 {
+	if x != nil {
+		return x.LeadersBefore
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetLeadersAfter() uint32 {
+	if x != nil {
+		return x.LeadersAfter
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetBytesBefore() uint64 {
+	if x != nil {
+		return x.BytesBefore
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetBytesAfter() uint64 {
+	if x != nil {
+		return x.BytesAfter
+	}
+	return 0
+}
+
+func (x *SimulatedNode) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type SimulateResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Moves  []*SimulatedMove       `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	Bytes  uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	TookMs uint64                 `protobuf:"varint,3,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	Nodes  []*SimulatedNode       `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// What stays wrong at the end, one line each.
+	Problems   []string `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
+	MovesTotal uint64   `protobuf:"varint,6,opt,name=moves_total,json=movesTotal,proto3" json:"moves_total,omitempty"`
+	// Set if it did not come to rest within the simulated time.
+	Unfinished    bool `protobuf:"varint,7,opt,name=unfinished,proto3" json:"unfinished,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateResponse) Reset() {
+	*x = SimulateResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateResponse) ProtoMessage() {}
+
+func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
+func (*SimulateResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *SimulateResponse) GetMoves() []*SimulatedMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetTookMs() uint64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetNodes() []*SimulatedNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetMovesTotal() uint64 {
+	if x != nil {
+		return x.MovesTotal
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetUnfinished() bool {
+	if x != nil {
+		return x.Unfinished
+	}
+	return false
+}
+
+type GetZonesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetZonesRequest) Reset() {
+	*x = GetZonesRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetZonesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetZonesRequest) ProtoMessage() {}
+
+func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetZonesRequest.ProtoReflect.Descriptor instead.
+func (*GetZonesRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+type GetZonesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Yaml  string                 `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	// Rises with each change; 0: the built-in defaults.
+	Revision      uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetZonesResponse) Reset() {
+	*x = GetZonesResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetZonesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetZonesResponse) ProtoMessage() {}
+
+func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetZonesResponse.ProtoReflect.Descriptor instead.
+func (*GetZonesResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *GetZonesResponse) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+func (x *GetZonesResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ApplyZonesRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Yaml   string                 `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	DryRun bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Refused unless the rules have this revision; 0: whatever it is.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyZonesRequest) Reset() {
+	*x = ApplyZonesRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyZonesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyZonesRequest) ProtoMessage() {}
+
+func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyZonesRequest.ProtoReflect.Descriptor instead.
+func (*ApplyZonesRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ApplyZonesRequest) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+func (x *ApplyZonesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyZonesRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ApplyZonesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What changes, one line each; empty: nothing.
+	Diff []string `protobuf:"bytes,1,rep,name=diff,proto3" json:"diff,omitempty"`
+	// What the present nodes cannot satisfy.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Revision      uint64   `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyZonesResponse) Reset() {
+	*x = ApplyZonesResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyZonesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyZonesResponse) ProtoMessage() {}
+
+func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyZonesResponse.ProtoReflect.Descriptor instead.
+func (*ApplyZonesResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ApplyZonesResponse) GetDiff() []string {
+	if x != nil {
+		return x.Diff
+	}
+	return nil
+}
+
+func (x *ApplyZonesResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ApplyZonesResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ExplainZonesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ShardId       uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainZonesRequest) Reset() {
+	*x = ExplainZonesRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainZonesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainZonesRequest) ProtoMessage() {}
+
+func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainZonesRequest.ProtoReflect.Descriptor instead.
+func (*ExplainZonesRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ExplainZonesRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+type ExplainedReplica struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Role   string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	Labels string                 `protobuf:"bytes,3,opt,name=labels,proto3" json:"labels,omitempty"`
+	// The constraint that it satisfies, or why it is misplaced.
+	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Fits          bool   `protobuf:"varint,5,opt,name=fits,proto3" json:"fits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedReplica) Reset() {
+	*x = ExplainedReplica{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedReplica) ProtoMessage() {}
+
+func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedReplica.ProtoReflect.Descriptor instead.
+func (*ExplainedReplica) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ExplainedReplica) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *ExplainedReplica) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ExplainedReplica) GetLabels() string {
+	if x != nil {
+		return x.Labels
+	}
+	return ""
+}
+
+func (x *ExplainedReplica) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *ExplainedReplica) GetFits() bool {
+	if x != nil {
+		return x.Fits
+	}
+	return false
+}
+
+type ExplainZonesResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Rule     string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Replicas []*ExplainedReplica    `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// Missing, extra, badly spread; empty if all is well.
+	Problems []string `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Nodes that have no replica, and why.
+	Others []*Candidate `protobuf:"bytes,4,rep,name=others,proto3" json:"others,omitempty"`
+	// How well the replicas are spread, per level of labels.
+	Spread        []string `protobuf:"bytes,5,rep,name=spread,proto3" json:"spread,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainZonesResponse) Reset() {
+	*x = ExplainZonesResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainZonesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainZonesResponse) ProtoMessage() {}
+
+func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainZonesResponse.ProtoReflect.Descriptor instead.
+func (*ExplainZonesResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ExplainZonesResponse) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *ExplainZonesResponse) GetReplicas() []*ExplainedReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ExplainZonesResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *ExplainZonesResponse) GetOthers() []*Candidate {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+func (x *ExplainZonesResponse) GetSpread() []string {
+	if x != nil {
+		return x.Spread
+	}
+	return nil
+}
+
+type ShardLogRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	ShardId uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	// 0 means 100.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardLogRequest) Reset() {
+	*x = ShardLogRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardLogRequest) ProtoMessage() {}
+
+func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardLogRequest.ProtoReflect.Descriptor instead.
+func (*ShardLogRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ShardLogRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *ShardLogRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ShardEvent struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	UnixMs uint64                 `protobuf:"varint,1,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"`
+	// created, split, split-from, merged, merged-into, replica, leader, recovered.
+	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	OtherShardId  uint64 `protobuf:"varint,4,opt,name=other_shard_id,json=otherShardId,proto3" json:"other_shard_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardEvent) Reset() {
+	*x = ShardEvent{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardEvent) ProtoMessage() {}
+
+func (x *ShardEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardEvent.ProtoReflect.Descriptor instead.
+func (*ShardEvent) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ShardEvent) GetUnixMs() uint64 {
+	if x != nil {
+		return x.UnixMs
+	}
+	return 0
+}
+
+func (x *ShardEvent) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ShardEvent) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *ShardEvent) GetOtherShardId() uint64 {
+	if x != nil {
+		return x.OtherShardId
+	}
+	return 0
+}
+
+type ShardLogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first.
+	Events        []*ShardEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardLogResponse) Reset() {
+	*x = ShardLogResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardLogResponse) ProtoMessage() {}
+
+func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardLogResponse.ProtoReflect.Descriptor instead.
+func (*ShardLogResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ShardLogResponse) GetEvents() []*ShardEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type TopRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shards to return; 0 means 20.
+	Shards uint32 `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`
+	// requests, bytes, cpu, size; empty means requests.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopRequest) Reset() {
+	*x = TopRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopRequest) ProtoMessage() {}
+
+func (x *TopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
+func (*TopRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *TopRequest) GetShards() uint32 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
+func (x *TopRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type TopResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeInfo            `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Shards        []*ShardInfo           `protobuf:"bytes,2,rep,name=shards,proto3" json:"shards,omitempty"`
+	ShardCount    uint64                 `protobuf:"varint,3,opt,name=shard_count,json=shardCount,proto3" json:"shard_count,omitempty"`
+	Total         *Load                  `protobuf:"bytes,4,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopResponse) Reset() {
+	*x = TopResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopResponse) ProtoMessage() {}
+
+func (x *TopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
+func (*TopResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *TopResponse) GetNodes() []*NodeInfo {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *TopResponse) GetShards() []*ShardInfo {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+func (x *TopResponse) GetShardCount() uint64 {
+	if x != nil {
+		return x.ShardCount
+	}
+	return 0
+}
+
+func (x *TopResponse) GetTotal() *Load {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
+type HotKeysRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	ShardId uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	// 0 means 20.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotKeysRequest) Reset() {
+	*x = HotKeysRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotKeysRequest) ProtoMessage() {}
+
+func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotKeysRequest.ProtoReflect.Descriptor instead.
+func (*HotKeysRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *HotKeysRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *HotKeysRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type HotKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Routing key.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Share of the shard's requests, at most this; the sketch overestimates by at most error.
+	Share         float64 `protobuf:"fixed64,2,opt,name=share,proto3" json:"share,omitempty"`
+	Error         float64 `protobuf:"fixed64,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotKey) Reset() {
+	*x = HotKey{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotKey) ProtoMessage() {}
+
+func (x *HotKey) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotKey.ProtoReflect.Descriptor instead.
+func (*HotKey) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *HotKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *HotKey) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *HotKey) GetError() float64 {
+	if x != nil {
+		return x.Error
+	}
+	return 0
+}
+
+type HotKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*HotKey              `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Sampled       uint64                 `protobuf:"varint,2,opt,name=sampled,proto3" json:"sampled,omitempty"`
+	NodeId        uint64                 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotKeysResponse) Reset() {
+	*x = HotKeysResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotKeysResponse) ProtoMessage() {}
+
+func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotKeysResponse.ProtoReflect.Descriptor instead.
+func (*HotKeysResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *HotKeysResponse) GetKeys() []*HotKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *HotKeysResponse) GetSampled() uint64 {
+	if x != nil {
+		return x.Sampled
+	}
+	return 0
+}
+
+func (x *HotKeysResponse) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+type HotMapRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far back, in ms; 0 means one hour.
+	BackMs  uint64 `protobuf:"varint,1,opt,name=back_ms,json=backMs,proto3" json:"back_ms,omitempty"`
+	Columns uint32 `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"`
+	Rows    uint32 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	// requests, bytes or cpu; empty means requests.
+	By            string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotMapRequest) Reset() {
+	*x = HotMapRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotMapRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotMapRequest) ProtoMessage() {}
+
+func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotMapRequest.ProtoReflect.Descriptor instead.
+func (*HotMapRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *HotMapRequest) GetBackMs() uint64 {
+	if x != nil {
+		return x.BackMs
+	}
+	return 0
+}
+
+func (x *HotMapRequest) GetColumns() uint32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+func (x *HotMapRequest) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *HotMapRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type HotMapResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Row bounds: rows + 1 routing keys.
+	Bounds [][]byte `protobuf:"bytes,1,rep,name=bounds,proto3" json:"bounds,omitempty"`
+	// Column ends in Unix ms, oldest first.
+	Times []uint64 `protobuf:"varint,2,rep,packed,name=times,proto3" json:"times,omitempty"`
+	// Row by row, a value for each column; -1 where nothing is known.
+	Cells         []float64 `protobuf:"fixed64,3,rep,packed,name=cells,proto3" json:"cells,omitempty"`
+	Unit          string    `protobuf:"bytes,4,opt,name=unit,proto3" json:"unit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotMapResponse) Reset() {
+	*x = HotMapResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotMapResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotMapResponse) ProtoMessage() {}
+
+func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotMapResponse.ProtoReflect.Descriptor instead.
+func (*HotMapResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *HotMapResponse) GetBounds() [][]byte {
+	if x != nil {
+		return x.Bounds
+	}
+	return nil
+}
+
+func (x *HotMapResponse) GetTimes() []uint64 {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
+func (x *HotMapResponse) GetCells() []float64 {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *HotMapResponse) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+type DecommissionNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionNodeRequest) Reset() {
+	*x = DecommissionNodeRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionNodeRequest) ProtoMessage() {}
+
+func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionNodeRequest.ProtoReflect.Descriptor instead.
+func (*DecommissionNodeRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *DecommissionNodeRequest) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *DecommissionNodeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DecommissionNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job; with dry_run its id is 0.
+	Job      *Job   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Replicas uint32 `protobuf:"varint,2,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Leaders  uint32 `protobuf:"varint,3,opt,name=leaders,proto3" json:"leaders,omitempty"`
+	Bytes    uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Estimate from the limits of snapshots.
+	TookMs uint64 `protobuf:"varint,5,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	// What is in its way, one line each with the remedy; empty if nothing.
+	Blocked       []string `protobuf:"bytes,6,rep,name=blocked,proto3" json:"blocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionNodeResponse) Reset() {
+	*x = DecommissionNodeResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionNodeResponse) ProtoMessage() {}
+
+func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionNodeResponse.ProtoReflect.Descriptor instead.
+func (*DecommissionNodeResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *DecommissionNodeResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+func (x *DecommissionNodeResponse) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *DecommissionNodeResponse) GetLeaders() uint32 {
+	if x != nil {
+		return x.Leaders
+	}
+	return 0
+}
+
+func (x *DecommissionNodeResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DecommissionNodeResponse) GetTookMs() uint64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *DecommissionNodeResponse) GetBlocked() []string {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+type RecommissionNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecommissionNodeRequest) Reset() {
+	*x = RecommissionNodeRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecommissionNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecommissionNodeRequest) ProtoMessage() {}
+
+func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecommissionNodeRequest.ProtoReflect.Descriptor instead.
+func (*RecommissionNodeRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *RecommissionNodeRequest) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+type RecommissionNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecommissionNodeResponse) Reset() {
+	*x = RecommissionNodeResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecommissionNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecommissionNodeResponse) ProtoMessage() {}
+
+func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecommissionNodeResponse.ProtoReflect.Descriptor instead.
+func (*RecommissionNodeResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
+}
+
+type RemoveNodeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The node is dead and never comes back: its replicas are replaced at once. Without it only an empty node is removed.
+	Dead          bool `protobuf:"varint,2,opt,name=dead,proto3" json:"dead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *RemoveNodeRequest) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *RemoveNodeRequest) GetDead() bool {
+	if x != nil {
+		return x.Dead
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shards that still list the node and are repaired now.
+	Shards        uint32 `protobuf:"varint,1,opt,name=shards,proto3" json:"shards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *RemoveNodeResponse) GetShards() uint32 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
+type RecoverQuorumRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// plan, start, status or cancel.
+	Action string `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
+	// plan, start: nodes that are lost for ever.
+	FailedNodes []uint64 `protobuf:"varint,2,rep,packed,name=failed_nodes,json=failedNodes,proto3" json:"failed_nodes,omitempty"`
+	// start: the token of the plan that was confirmed.
+	PlanToken     string `protobuf:"bytes,3,opt,name=plan_token,json=planToken,proto3" json:"plan_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverQuorumRequest) Reset() {
+	*x = RecoverQuorumRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverQuorumRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverQuorumRequest) ProtoMessage() {}
+
+func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverQuorumRequest.ProtoReflect.Descriptor instead.
+func (*RecoverQuorumRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *RecoverQuorumRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *RecoverQuorumRequest) GetFailedNodes() []uint64 {
+	if x != nil {
+		return x.FailedNodes
+	}
+	return nil
+}
+
+func (x *RecoverQuorumRequest) GetPlanToken() string {
+	if x != nil {
+		return x.PlanToken
+	}
+	return ""
+}
+
+type RecoverShard struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	ShardId uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	Start   []byte                 `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`
+	End     []byte                 `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	// The node whose replica becomes the new beginning, 0 if none is left: the range is made anew, empty.
+	Survivor  uint64 `protobuf:"varint,4,opt,name=survivor,proto3" json:"survivor,omitempty"`
+	Applied   uint64 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
+	LastIndex uint64 `protobuf:"varint,6,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	Commit    uint64 `protobuf:"varint,7,opt,name=commit,proto3" json:"commit,omitempty"`
+	// What may be lost, in a sentence.
+	Loss string `protobuf:"bytes,8,opt,name=loss,proto3" json:"loss,omitempty"`
+	// waiting, done, failed.
+	State string `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	// Replicas on surviving nodes that are given up.
+	Dropped       []uint64 `protobuf:"varint,11,rep,packed,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverShard) Reset() {
+	*x = RecoverShard{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverShard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverShard) ProtoMessage() {}
+
+func (x *RecoverShard) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverShard.ProtoReflect.Descriptor instead.
+func (*RecoverShard) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *RecoverShard) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *RecoverShard) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *RecoverShard) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *RecoverShard) GetSurvivor() uint64 {
+	if x != nil {
+		return x.Survivor
+	}
+	return 0
+}
+
+func (x *RecoverShard) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *RecoverShard) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *RecoverShard) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *RecoverShard) GetLoss() string {
+	if x != nil {
+		return x.Loss
+	}
+	return ""
+}
+
+func (x *RecoverShard) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RecoverShard) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *RecoverShard) GetDropped() []uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
+type RecoverQuorumResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	PlanToken string                 `protobuf:"bytes,1,opt,name=plan_token,json=planToken,proto3" json:"plan_token,omitempty"`
+	Shards    []*RecoverShard        `protobuf:"bytes,2,rep,name=shards,proto3" json:"shards,omitempty"`
+	// fence, meta, shards, done, or empty.
+	Stage         string   `protobuf:"bytes,3,opt,name=stage,proto3" json:"stage,omitempty"`
+	Problems      []string `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	FailedNodes   []uint64 `protobuf:"varint,5,rep,packed,name=failed_nodes,json=failedNodes,proto3" json:"failed_nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverQuorumResponse) Reset() {
+	*x = RecoverQuorumResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverQuorumResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverQuorumResponse) ProtoMessage() {}
+
+func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverQuorumResponse.ProtoReflect.Descriptor instead.
+func (*RecoverQuorumResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *RecoverQuorumResponse) GetPlanToken() string {
+	if x != nil {
+		return x.PlanToken
+	}
+	return ""
+}
+
+func (x *RecoverQuorumResponse) GetShards() []*RecoverShard {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+func (x *RecoverQuorumResponse) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RecoverQuorumResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *RecoverQuorumResponse) GetFailedNodes() []uint64 {
+	if x != nil {
+		return x.FailedNodes
+	}
+	return nil
+}
+
 var File_shardd_v1_admin_proto protoreflect.FileDescriptor
 
 const file_shardd_v1_admin_proto_rawDesc = "" +
@@ -2964,7 +6068,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"metaLeader\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.shardd.v1.NodeInfoR\x05nodes\"\xe3\x04\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.shardd.v1.NodeInfoR\x05nodes\"\xe8\x05\n" +
 	"\bNodeInfo\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
@@ -2987,10 +6091,27 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"disk_level\x18\x0f \x01(\tR\tdiskLevel\x12\x1a\n" +
 	"\bdraining\x18\x10 \x01(\tR\bdraining\x12\x1c\n" +
-	"\tunhealthy\x18\x11 \x01(\tR\tunhealthy\x1a9\n" +
+	"\tunhealthy\x18\x11 \x01(\tR\tunhealthy\x12\x1e\n" +
+	"\n" +
+	"commission\x18\x12 \x01(\tR\n" +
+	"commission\x12#\n" +
+	"\x04load\x18\x13 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x14 \x01(\x04R\tcpuMillis\x12\x1f\n" +
+	"\vshard_bytes\x18\x15 \x01(\x04R\n" +
+	"shardBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x93\x01\n" +
+	"\x04Load\x12\x14\n" +
+	"\x05reads\x18\x01 \x01(\x01R\x05reads\x12\x16\n" +
+	"\x06writes\x18\x02 \x01(\x01R\x06writes\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x03 \x01(\x01R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\x04 \x01(\x01R\n" +
+	"writeBytes\x12\x1d\n" +
+	"\n" +
+	"cpu_micros\x18\x05 \x01(\x01R\tcpuMicros\"?\n" +
 	"\x11ListShardsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\fR\x05after\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"V\n" +
@@ -3001,7 +6122,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\x04R\x06nodeId\x12\x12\n" +
-	"\x04role\x18\x03 \x01(\tR\x04role\"\xc4\x02\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\"\xfe\x03\n" +
 	"\tShardInfo\x12\x19\n" +
 	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\fR\x05start\x12\x10\n" +
@@ -3014,7 +6135,14 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\x04term\x18\t \x01(\x04R\x04term\x12\x1b\n" +
 	"\tput_bytes\x18\n" +
 	" \x01(\x04R\bputBytes\x12\x1a\n" +
-	"\bcreating\x18\v \x01(\bR\bcreating\"1\n" +
+	"\bcreating\x18\v \x01(\bR\bcreating\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\f \x01(\x04R\tsizeBytes\x12#\n" +
+	"\x04load\x18\r \x01(\v2\x0f.shardd.v1.LoadR\x04load\x12!\n" +
+	"\fmerging_into\x18\x0e \x01(\x04R\vmergingInto\x12\x17\n" +
+	"\ahot_key\x18\x0f \x01(\fR\x06hotKey\x12$\n" +
+	"\x0echanged_ms_ago\x18\x10 \x01(\x04R\fchangedMsAgo\x12\x12\n" +
+	"\x04rule\x18\x11 \x01(\tR\x04rule\"1\n" +
 	"\x14DescribeShardRequest\x12\x19\n" +
 	"\bshard_id\x18\x01 \x01(\x04R\ashardId\"y\n" +
 	"\x15DescribeShardResponse\x12*\n" +
@@ -3084,7 +6212,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\fR\n" +
 	"descriptor\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\x04R\x06leader\"\xce\x01\n" +
+	"\x06leader\x18\x02 \x01(\x04R\x06leader\"\x91\x03\n" +
 	"\aJobSpec\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x19\n" +
 	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x1b\n" +
@@ -3092,7 +6220,16 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\ato_node\x18\x04 \x01(\x04R\x06toNode\x12\x18\n" +
 	"\alearner\x18\x05 \x01(\bR\alearner\x12\x1a\n" +
 	"\breplicas\x18\x06 \x01(\bR\breplicas\x12(\n" +
-	"\x10bytes_per_second\x18\a \x01(\x04R\x0ebytesPerSecond\"\xf1\x01\n" +
+	"\x10bytes_per_second\x18\a \x01(\x04R\x0ebytesPerSecond\x12\x12\n" +
+	"\x04keys\x18\b \x03(\fR\x04keys\x12\x14\n" +
+	"\x05parts\x18\t \x01(\rR\x05parts\x12\x19\n" +
+	"\bsplit_by\x18\n" +
+	" \x01(\tR\asplitBy\x12\x14\n" +
+	"\x05start\x18\v \x01(\fR\x05start\x12\x10\n" +
+	"\x03end\x18\f \x01(\fR\x03end\x12$\n" +
+	"\x0eright_shard_id\x18\r \x01(\x04R\frightShardId\x12\x16\n" +
+	"\x06origin\x18\x0e \x01(\tR\x06origin\x12\x16\n" +
+	"\x06reason\x18\x0f \x01(\tR\x06reason\"\xf1\x01\n" +
 	"\aJobStep\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -3160,7 +6297,232 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"elapsed_ms\x18\n" +
 	" \x01(\x04R\telapsedMs\x12\x1a\n" +
-	"\bpriority\x18\v \x01(\tR\bpriority2\xea\b\n" +
+	"\bpriority\x18\v \x01(\tR\bpriority\"\x88\x01\n" +
+	"\n" +
+	"WhyRequest\x12\x1b\n" +
+	"\bshard_id\x18\x01 \x01(\x04H\x00R\ashardId\x12\x19\n" +
+	"\anode_id\x18\x02 \x01(\x04H\x00R\x06nodeId\x12!\n" +
+	"\voperator_id\x18\x03 \x01(\x04H\x00R\n" +
+	"operatorId\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limitB\t\n" +
+	"\asubject\"\xbe\x01\n" +
+	"\bDecision\x12\x17\n" +
+	"\aunix_ms\x18\x01 \x01(\x04R\x06unixMs\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x18\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome\x12\x1f\n" +
+	"\voperator_id\x18\x05 \x01(\x04R\n" +
+	"operatorId\x124\n" +
+	"\n" +
+	"candidates\x18\x06 \x03(\v2\x14.shardd.v1.CandidateR\n" +
+	"candidates\"g\n" +
+	"\tCandidate\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x18\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x14\n" +
+	"\x05score\x18\x04 \x01(\x01R\x05score\"w\n" +
+	"\vWhyResponse\x12\x18\n" +
+	"\asummary\x18\x01 \x01(\tR\asummary\x12%\n" +
+	"\x03now\x18\x02 \x03(\v2\x13.shardd.v1.DecisionR\x03now\x12'\n" +
+	"\x04past\x18\x03 \x03(\v2\x13.shardd.v1.DecisionR\x04past\"\x16\n" +
+	"\x14BalanceStatusRequest\"\xdf\x01\n" +
+	"\bOperator\x12\x1f\n" +
+	"\voperator_id\x18\x01 \x01(\x04R\n" +
+	"operatorId\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x19\n" +
+	"\bshard_id\x18\x03 \x01(\x04R\ashardId\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04step\x18\x05 \x01(\tR\x04step\x12\x15\n" +
+	"\x06age_ms\x18\x06 \x01(\x04R\x05ageMs\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05state\x18\b \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\"\xfb\x03\n" +
+	"\x15BalanceStatusResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06rounds\x18\x04 \x01(\x04R\x06rounds\x12*\n" +
+	"\x11last_round_micros\x18\x05 \x01(\x04R\x0flastRoundMicros\x12-\n" +
+	"\arunning\x18\x06 \x03(\v2\x13.shardd.v1.OperatorR\arunning\x12+\n" +
+	"\x06recent\x18\a \x03(\v2\x13.shardd.v1.OperatorR\x06recent\x120\n" +
+	"\x06limits\x18\b \x01(\v2\x18.shardd.v1.BalanceLimitsR\x06limits\x12,\n" +
+	"\bproblems\x18\t \x03(\v2\x10.shardd.v1.CountR\bproblems\x12%\n" +
+	"\x0ereplica_spread\x18\n" +
+	" \x01(\rR\rreplicaSpread\x12#\n" +
+	"\rleader_spread\x18\v \x01(\rR\fleaderSpread\x12!\n" +
+	"\fquiet_rounds\x18\f \x01(\x04R\vquietRounds\x12\x16\n" +
+	"\x06paused\x18\r \x03(\tR\x06paused\x12\x19\n" +
+	"\bquiet_ms\x18\x0e \x01(\x04R\aquietMs\"1\n" +
+	"\x05Count\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xaa\x02\n" +
+	"\rBalanceLimits\x12\x1c\n" +
+	"\toperators\x18\x01 \x01(\rR\toperators\x12%\n" +
+	"\x0enode_snapshots\x18\x02 \x01(\rR\rnodeSnapshots\x12%\n" +
+	"\x0enode_transfers\x18\x03 \x01(\rR\rnodeTransfers\x12\"\n" +
+	"\rdown_after_ms\x18\x04 \x01(\x04R\vdownAfterMs\x12\x1f\n" +
+	"\vsplit_bytes\x18\x05 \x01(\x04R\n" +
+	"splitBytes\x12\x1f\n" +
+	"\vmerge_bytes\x18\x06 \x01(\x04R\n" +
+	"mergeBytes\x12 \n" +
+	"\fmerge_age_ms\x18\a \x01(\x04R\n" +
+	"mergeAgeMs\x12%\n" +
+	"\x0esplit_requests\x18\b \x01(\x01R\rsplitRequests\"s\n" +
+	"\x11SetBalanceRequest\x12\x14\n" +
+	"\x05pause\x18\x01 \x03(\tR\x05pause\x12\x16\n" +
+	"\x06resume\x18\x02 \x03(\tR\x06resume\x120\n" +
+	"\x06limits\x18\x03 \x01(\v2\x18.shardd.v1.BalanceLimitsR\x06limits\"^\n" +
+	"\x12SetBalanceResponse\x120\n" +
+	"\x06limits\x18\x01 \x01(\v2\x18.shardd.v1.BalanceLimitsR\x06limits\x12\x16\n" +
+	"\x06paused\x18\x02 \x03(\tR\x06paused\"\x84\x01\n" +
+	"\x0fSimulateRequest\x12\x1b\n" +
+	"\tadd_nodes\x18\x01 \x03(\tR\baddNodes\x12!\n" +
+	"\fremove_nodes\x18\x02 \x03(\x04R\vremoveNodes\x12\x12\n" +
+	"\x04lose\x18\x03 \x01(\tR\x04lose\x12\x1d\n" +
+	"\n" +
+	"rules_yaml\x18\x04 \x01(\tR\trulesYaml\"\xb7\x01\n" +
+	"\rSimulatedMove\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x04R\x04atMs\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x19\n" +
+	"\bshard_id\x18\x03 \x01(\x04R\ashardId\x12\x1b\n" +
+	"\tfrom_node\x18\x04 \x01(\x04R\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x05 \x01(\x04R\x06toNode\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"\xb4\x02\n" +
+	"\rSimulatedNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x16\n" +
+	"\x06labels\x18\x02 \x01(\tR\x06labels\x12'\n" +
+	"\x0freplicas_before\x18\x03 \x01(\rR\x0ereplicasBefore\x12%\n" +
+	"\x0ereplicas_after\x18\x04 \x01(\rR\rreplicasAfter\x12%\n" +
+	"\x0eleaders_before\x18\x05 \x01(\rR\rleadersBefore\x12#\n" +
+	"\rleaders_after\x18\x06 \x01(\rR\fleadersAfter\x12!\n" +
+	"\fbytes_before\x18\a \x01(\x04R\vbytesBefore\x12\x1f\n" +
+	"\vbytes_after\x18\b \x01(\x04R\n" +
+	"bytesAfter\x12\x12\n" +
+	"\x04note\x18\t \x01(\tR\x04note\"\xfe\x01\n" +
+	"\x10SimulateResponse\x12.\n" +
+	"\x05moves\x18\x01 \x03(\v2\x18.shardd.v1.SimulatedMoveR\x05moves\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x17\n" +
+	"\atook_ms\x18\x03 \x01(\x04R\x06tookMs\x12.\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x18.shardd.v1.SimulatedNodeR\x05nodes\x12\x1a\n" +
+	"\bproblems\x18\x05 \x03(\tR\bproblems\x12\x1f\n" +
+	"\vmoves_total\x18\x06 \x01(\x04R\n" +
+	"movesTotal\x12\x1e\n" +
+	"\n" +
+	"unfinished\x18\a \x01(\bR\n" +
+	"unfinished\"\x11\n" +
+	"\x0fGetZonesRequest\"B\n" +
+	"\x10GetZonesResponse\x12\x12\n" +
+	"\x04yaml\x18\x01 \x01(\tR\x04yaml\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\\\n" +
+	"\x11ApplyZonesRequest\x12\x12\n" +
+	"\x04yaml\x18\x01 \x01(\tR\x04yaml\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"`\n" +
+	"\x12ApplyZonesResponse\x12\x12\n" +
+	"\x04diff\x18\x01 \x03(\tR\x04diff\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"0\n" +
+	"\x13ExplainZonesRequest\x12\x19\n" +
+	"\bshard_id\x18\x01 \x01(\x04R\ashardId\"}\n" +
+	"\x10ExplainedReplica\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
+	"\x06labels\x18\x03 \x01(\tR\x06labels\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x12\n" +
+	"\x04fits\x18\x05 \x01(\bR\x04fits\"\xc5\x01\n" +
+	"\x14ExplainZonesResponse\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x127\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1b.shardd.v1.ExplainedReplicaR\breplicas\x12\x1a\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\x12,\n" +
+	"\x06others\x18\x04 \x03(\v2\x14.shardd.v1.CandidateR\x06others\x12\x16\n" +
+	"\x06spread\x18\x05 \x03(\tR\x06spread\"B\n" +
+	"\x0fShardLogRequest\x12\x19\n" +
+	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"w\n" +
+	"\n" +
+	"ShardEvent\x12\x17\n" +
+	"\aunix_ms\x18\x01 \x01(\x04R\x06unixMs\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12$\n" +
+	"\x0eother_shard_id\x18\x04 \x01(\x04R\fotherShardId\"A\n" +
+	"\x10ShardLogResponse\x12-\n" +
+	"\x06events\x18\x01 \x03(\v2\x15.shardd.v1.ShardEventR\x06events\"4\n" +
+	"\n" +
+	"TopRequest\x12\x16\n" +
+	"\x06shards\x18\x01 \x01(\rR\x06shards\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"\xae\x01\n" +
+	"\vTopResponse\x12)\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.shardd.v1.NodeInfoR\x05nodes\x12,\n" +
+	"\x06shards\x18\x02 \x03(\v2\x14.shardd.v1.ShardInfoR\x06shards\x12\x1f\n" +
+	"\vshard_count\x18\x03 \x01(\x04R\n" +
+	"shardCount\x12%\n" +
+	"\x05total\x18\x04 \x01(\v2\x0f.shardd.v1.LoadR\x05total\"A\n" +
+	"\x0eHotKeysRequest\x12\x19\n" +
+	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"F\n" +
+	"\x06HotKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\x01R\x05share\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\x01R\x05error\"k\n" +
+	"\x0fHotKeysResponse\x12%\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.shardd.v1.HotKeyR\x04keys\x12\x18\n" +
+	"\asampled\x18\x02 \x01(\x04R\asampled\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\x04R\x06nodeId\"f\n" +
+	"\rHotMapRequest\x12\x17\n" +
+	"\aback_ms\x18\x01 \x01(\x04R\x06backMs\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\rR\acolumns\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\rR\x04rows\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\"h\n" +
+	"\x0eHotMapResponse\x12\x16\n" +
+	"\x06bounds\x18\x01 \x03(\fR\x06bounds\x12\x14\n" +
+	"\x05times\x18\x02 \x03(\x04R\x05times\x12\x14\n" +
+	"\x05cells\x18\x03 \x03(\x01R\x05cells\x12\x12\n" +
+	"\x04unit\x18\x04 \x01(\tR\x04unit\"K\n" +
+	"\x17DecommissionNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xbb\x01\n" +
+	"\x18DecommissionNodeResponse\x12 \n" +
+	"\x03job\x18\x01 \x01(\v2\x0e.shardd.v1.JobR\x03job\x12\x1a\n" +
+	"\breplicas\x18\x02 \x01(\rR\breplicas\x12\x18\n" +
+	"\aleaders\x18\x03 \x01(\rR\aleaders\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x17\n" +
+	"\atook_ms\x18\x05 \x01(\x04R\x06tookMs\x12\x18\n" +
+	"\ablocked\x18\x06 \x03(\tR\ablocked\"2\n" +
+	"\x17RecommissionNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\"\x1a\n" +
+	"\x18RecommissionNodeResponse\"@\n" +
+	"\x11RemoveNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x12\n" +
+	"\x04dead\x18\x02 \x01(\bR\x04dead\",\n" +
+	"\x12RemoveNodeResponse\x12\x16\n" +
+	"\x06shards\x18\x01 \x01(\rR\x06shards\"p\n" +
+	"\x14RecoverQuorumRequest\x12\x16\n" +
+	"\x06action\x18\x01 \x01(\tR\x06action\x12!\n" +
+	"\ffailed_nodes\x18\x02 \x03(\x04R\vfailedNodes\x12\x1d\n" +
+	"\n" +
+	"plan_token\x18\x03 \x01(\tR\tplanToken\"\x98\x02\n" +
+	"\fRecoverShard\x12\x19\n" +
+	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\fR\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\fR\x03end\x12\x1a\n" +
+	"\bsurvivor\x18\x04 \x01(\x04R\bsurvivor\x12\x18\n" +
+	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x06 \x01(\x04R\tlastIndex\x12\x16\n" +
+	"\x06commit\x18\a \x01(\x04R\x06commit\x12\x12\n" +
+	"\x04loss\x18\b \x01(\tR\x04loss\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\n" +
+	" \x01(\tR\x05error\x12\x18\n" +
+	"\adropped\x18\v \x03(\x04R\adropped\"\xbc\x01\n" +
+	"\x15RecoverQuorumResponse\x12\x1d\n" +
+	"\n" +
+	"plan_token\x18\x01 \x01(\tR\tplanToken\x12/\n" +
+	"\x06shards\x18\x02 \x03(\v2\x17.shardd.v1.RecoverShardR\x06shards\x12\x14\n" +
+	"\x05stage\x18\x03 \x01(\tR\x05stage\x12\x1a\n" +
+	"\bproblems\x18\x04 \x03(\tR\bproblems\x12!\n" +
+	"\ffailed_nodes\x18\x05 \x03(\x04R\vfailedNodes2\xba\x11\n" +
 	"\fAdminService\x127\n" +
 	"\x04Init\x12\x16.shardd.v1.InitRequest\x1a\x17.shardd.v1.InitResponse\x12I\n" +
 	"\n" +
@@ -3178,7 +6540,25 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\tCancelJob\x12\x1b.shardd.v1.CancelJobRequest\x1a\x1c.shardd.v1.CancelJobResponse\x12@\n" +
 	"\aUndrain\x12\x19.shardd.v1.UndrainRequest\x1a\x1a.shardd.v1.UndrainResponse\x12^\n" +
 	"\x11SetSnapshotLimits\x12#.shardd.v1.SetSnapshotLimitsRequest\x1a$.shardd.v1.SetSnapshotLimitsResponse\x12R\n" +
-	"\rListSnapshots\x12\x1f.shardd.v1.ListSnapshotsRequest\x1a .shardd.v1.ListSnapshotsResponse2M\n" +
+	"\rListSnapshots\x12\x1f.shardd.v1.ListSnapshotsRequest\x1a .shardd.v1.ListSnapshotsResponse\x124\n" +
+	"\x03Why\x12\x15.shardd.v1.WhyRequest\x1a\x16.shardd.v1.WhyResponse\x12R\n" +
+	"\rBalanceStatus\x12\x1f.shardd.v1.BalanceStatusRequest\x1a .shardd.v1.BalanceStatusResponse\x12I\n" +
+	"\n" +
+	"SetBalance\x12\x1c.shardd.v1.SetBalanceRequest\x1a\x1d.shardd.v1.SetBalanceResponse\x12C\n" +
+	"\bSimulate\x12\x1a.shardd.v1.SimulateRequest\x1a\x1b.shardd.v1.SimulateResponse\x12C\n" +
+	"\bGetZones\x12\x1a.shardd.v1.GetZonesRequest\x1a\x1b.shardd.v1.GetZonesResponse\x12I\n" +
+	"\n" +
+	"ApplyZones\x12\x1c.shardd.v1.ApplyZonesRequest\x1a\x1d.shardd.v1.ApplyZonesResponse\x12O\n" +
+	"\fExplainZones\x12\x1e.shardd.v1.ExplainZonesRequest\x1a\x1f.shardd.v1.ExplainZonesResponse\x12C\n" +
+	"\bShardLog\x12\x1a.shardd.v1.ShardLogRequest\x1a\x1b.shardd.v1.ShardLogResponse\x124\n" +
+	"\x03Top\x12\x15.shardd.v1.TopRequest\x1a\x16.shardd.v1.TopResponse\x12@\n" +
+	"\aHotKeys\x12\x19.shardd.v1.HotKeysRequest\x1a\x1a.shardd.v1.HotKeysResponse\x12=\n" +
+	"\x06HotMap\x12\x18.shardd.v1.HotMapRequest\x1a\x19.shardd.v1.HotMapResponse\x12[\n" +
+	"\x10DecommissionNode\x12\".shardd.v1.DecommissionNodeRequest\x1a#.shardd.v1.DecommissionNodeResponse\x12[\n" +
+	"\x10RecommissionNode\x12\".shardd.v1.RecommissionNodeRequest\x1a#.shardd.v1.RecommissionNodeResponse\x12I\n" +
+	"\n" +
+	"RemoveNode\x12\x1c.shardd.v1.RemoveNodeRequest\x1a\x1d.shardd.v1.RemoveNodeResponse\x12R\n" +
+	"\rRecoverQuorum\x12\x1f.shardd.v1.RecoverQuorumRequest\x1a .shardd.v1.RecoverQuorumResponse2M\n" +
 	"\fRouteService\x12=\n" +
 	"\x06Lookup\x12\x18.shardd.v1.LookupRequest\x1a\x19.shardd.v1.LookupResponseB1Z/github.com/shardd/shardd/api/shardd/v1;sharddv1b\x06proto3"
 
@@ -3194,7 +6574,7 @@ func file_shardd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_admin_proto_rawDescData
 }
 
-var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_shardd_v1_admin_proto_goTypes = []any{
 	(*InitRequest)(nil),               // 0: shardd.v1.InitRequest
 	(*InitResponse)(nil),              // 1: shardd.v1.InitResponse
@@ -3205,102 +6585,196 @@ var file_shardd_v1_admin_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),          // 6: shardd.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),         // 7: shardd.v1.ListNodesResponse
 	(*NodeInfo)(nil),                  // 8: shardd.v1.NodeInfo
-	(*ListShardsRequest)(nil),         // 9: shardd.v1.ListShardsRequest
-	(*ListShardsResponse)(nil),        // 10: shardd.v1.ListShardsResponse
-	(*ReplicaInfo)(nil),               // 11: shardd.v1.ReplicaInfo
-	(*ShardInfo)(nil),                 // 12: shardd.v1.ShardInfo
-	(*DescribeShardRequest)(nil),      // 13: shardd.v1.DescribeShardRequest
-	(*DescribeShardResponse)(nil),     // 14: shardd.v1.DescribeShardResponse
-	(*ReplicaStatus)(nil),             // 15: shardd.v1.ReplicaStatus
-	(*FollowerProgress)(nil),          // 16: shardd.v1.FollowerProgress
-	(*TransferLeaderRequest)(nil),     // 17: shardd.v1.TransferLeaderRequest
-	(*TransferLeaderResponse)(nil),    // 18: shardd.v1.TransferLeaderResponse
-	(*HealthRequest)(nil),             // 19: shardd.v1.HealthRequest
-	(*HealthCheck)(nil),               // 20: shardd.v1.HealthCheck
-	(*HealthResponse)(nil),            // 21: shardd.v1.HealthResponse
-	(*LookupRequest)(nil),             // 22: shardd.v1.LookupRequest
-	(*LookupResponse)(nil),            // 23: shardd.v1.LookupResponse
-	(*Route)(nil),                     // 24: shardd.v1.Route
-	(*JobSpec)(nil),                   // 25: shardd.v1.JobSpec
-	(*JobStep)(nil),                   // 26: shardd.v1.JobStep
-	(*Job)(nil),                       // 27: shardd.v1.Job
-	(*StartJobRequest)(nil),           // 28: shardd.v1.StartJobRequest
-	(*StartJobResponse)(nil),          // 29: shardd.v1.StartJobResponse
-	(*ListJobsRequest)(nil),           // 30: shardd.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),          // 31: shardd.v1.ListJobsResponse
-	(*GetJobRequest)(nil),             // 32: shardd.v1.GetJobRequest
-	(*GetJobResponse)(nil),            // 33: shardd.v1.GetJobResponse
-	(*CancelJobRequest)(nil),          // 34: shardd.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),         // 35: shardd.v1.CancelJobResponse
-	(*UndrainRequest)(nil),            // 36: shardd.v1.UndrainRequest
-	(*UndrainResponse)(nil),           // 37: shardd.v1.UndrainResponse
-	(*SetSnapshotLimitsRequest)(nil),  // 38: shardd.v1.SetSnapshotLimitsRequest
-	(*SetSnapshotLimitsResponse)(nil), // 39: shardd.v1.SetSnapshotLimitsResponse
-	(*ListSnapshotsRequest)(nil),      // 40: shardd.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 41: shardd.v1.ListSnapshotsResponse
-	(*SnapshotProgress)(nil),          // 42: shardd.v1.SnapshotProgress
-	nil,                               // 43: shardd.v1.NodeStatusResponse.LabelsEntry
-	nil,                               // 44: shardd.v1.NodeInfo.LabelsEntry
-	nil,                               // 45: shardd.v1.LookupResponse.AddressesEntry
+	(*Load)(nil),                      // 9: shardd.v1.Load
+	(*ListShardsRequest)(nil),         // 10: shardd.v1.ListShardsRequest
+	(*ListShardsResponse)(nil),        // 11: shardd.v1.ListShardsResponse
+	(*ReplicaInfo)(nil),               // 12: shardd.v1.ReplicaInfo
+	(*ShardInfo)(nil),                 // 13: shardd.v1.ShardInfo
+	(*DescribeShardRequest)(nil),      // 14: shardd.v1.DescribeShardRequest
+	(*DescribeShardResponse)(nil),     // 15: shardd.v1.DescribeShardResponse
+	(*ReplicaStatus)(nil),             // 16: shardd.v1.ReplicaStatus
+	(*FollowerProgress)(nil),          // 17: shardd.v1.FollowerProgress
+	(*TransferLeaderRequest)(nil),     // 18: shardd.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),    // 19: shardd.v1.TransferLeaderResponse
+	(*HealthRequest)(nil),             // 20: shardd.v1.HealthRequest
+	(*HealthCheck)(nil),               // 21: shardd.v1.HealthCheck
+	(*HealthResponse)(nil),            // 22: shardd.v1.HealthResponse
+	(*LookupRequest)(nil),             // 23: shardd.v1.LookupRequest
+	(*LookupResponse)(nil),            // 24: shardd.v1.LookupResponse
+	(*Route)(nil),                     // 25: shardd.v1.Route
+	(*JobSpec)(nil),                   // 26: shardd.v1.JobSpec
+	(*JobStep)(nil),                   // 27: shardd.v1.JobStep
+	(*Job)(nil),                       // 28: shardd.v1.Job
+	(*StartJobRequest)(nil),           // 29: shardd.v1.StartJobRequest
+	(*StartJobResponse)(nil),          // 30: shardd.v1.StartJobResponse
+	(*ListJobsRequest)(nil),           // 31: shardd.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),          // 32: shardd.v1.ListJobsResponse
+	(*GetJobRequest)(nil),             // 33: shardd.v1.GetJobRequest
+	(*GetJobResponse)(nil),            // 34: shardd.v1.GetJobResponse
+	(*CancelJobRequest)(nil),          // 35: shardd.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),         // 36: shardd.v1.CancelJobResponse
+	(*UndrainRequest)(nil),            // 37: shardd.v1.UndrainRequest
+	(*UndrainResponse)(nil),           // 38: shardd.v1.UndrainResponse
+	(*SetSnapshotLimitsRequest)(nil),  // 39: shardd.v1.SetSnapshotLimitsRequest
+	(*SetSnapshotLimitsResponse)(nil), // 40: shardd.v1.SetSnapshotLimitsResponse
+	(*ListSnapshotsRequest)(nil),      // 41: shardd.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 42: shardd.v1.ListSnapshotsResponse
+	(*SnapshotProgress)(nil),          // 43: shardd.v1.SnapshotProgress
+	(*WhyRequest)(nil),                // 44: shardd.v1.WhyRequest
+	(*Decision)(nil),                  // 45: shardd.v1.Decision
+	(*Candidate)(nil),                 // 46: shardd.v1.Candidate
+	(*WhyResponse)(nil),               // 47: shardd.v1.WhyResponse
+	(*BalanceStatusRequest)(nil),      // 48: shardd.v1.BalanceStatusRequest
+	(*Operator)(nil),                  // 49: shardd.v1.Operator
+	(*BalanceStatusResponse)(nil),     // 50: shardd.v1.BalanceStatusResponse
+	(*Count)(nil),                     // 51: shardd.v1.Count
+	(*BalanceLimits)(nil),             // 52: shardd.v1.BalanceLimits
+	(*SetBalanceRequest)(nil),         // 53: shardd.v1.SetBalanceRequest
+	(*SetBalanceResponse)(nil),        // 54: shardd.v1.SetBalanceResponse
+	(*SimulateRequest)(nil),           // 55: shardd.v1.SimulateRequest
+	(*SimulatedMove)(nil),             // 56: shardd.v1.SimulatedMove
+	(*SimulatedNode)(nil),             // 57: shardd.v1.SimulatedNode
+	(*SimulateResponse)(nil),          // 58: shardd.v1.SimulateResponse
+	(*GetZonesRequest)(nil),           // 59: shardd.v1.GetZonesRequest
+	(*GetZonesResponse)(nil),          // 60: shardd.v1.GetZonesResponse
+	(*ApplyZonesRequest)(nil),         // 61: shardd.v1.ApplyZonesRequest
+	(*ApplyZonesResponse)(nil),        // 62: shardd.v1.ApplyZonesResponse
+	(*ExplainZonesRequest)(nil),       // 63: shardd.v1.ExplainZonesRequest
+	(*ExplainedReplica)(nil),          // 64: shardd.v1.ExplainedReplica
+	(*ExplainZonesResponse)(nil),      // 65: shardd.v1.ExplainZonesResponse
+	(*ShardLogRequest)(nil),           // 66: shardd.v1.ShardLogRequest
+	(*ShardEvent)(nil),                // 67: shardd.v1.ShardEvent
+	(*ShardLogResponse)(nil),          // 68: shardd.v1.ShardLogResponse
+	(*TopRequest)(nil),                // 69: shardd.v1.TopRequest
+	(*TopResponse)(nil),               // 70: shardd.v1.TopResponse
+	(*HotKeysRequest)(nil),            // 71: shardd.v1.HotKeysRequest
+	(*HotKey)(nil),                    // 72: shardd.v1.HotKey
+	(*HotKeysResponse)(nil),           // 73: shardd.v1.HotKeysResponse
+	(*HotMapRequest)(nil),             // 74: shardd.v1.HotMapRequest
+	(*HotMapResponse)(nil),            // 75: shardd.v1.HotMapResponse
+	(*DecommissionNodeRequest)(nil),   // 76: shardd.v1.DecommissionNodeRequest
+	(*DecommissionNodeResponse)(nil),  // 77: shardd.v1.DecommissionNodeResponse
+	(*RecommissionNodeRequest)(nil),   // 78: shardd.v1.RecommissionNodeRequest
+	(*RecommissionNodeResponse)(nil),  // 79: shardd.v1.RecommissionNodeResponse
+	(*RemoveNodeRequest)(nil),         // 80: shardd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 81: shardd.v1.RemoveNodeResponse
+	(*RecoverQuorumRequest)(nil),      // 82: shardd.v1.RecoverQuorumRequest
+	(*RecoverShard)(nil),              // 83: shardd.v1.RecoverShard
+	(*RecoverQuorumResponse)(nil),     // 84: shardd.v1.RecoverQuorumResponse
+	nil,                               // 85: shardd.v1.NodeStatusResponse.LabelsEntry
+	nil,                               // 86: shardd.v1.NodeInfo.LabelsEntry
+	nil,                               // 87: shardd.v1.LookupResponse.AddressesEntry
 }
 var file_shardd_v1_admin_proto_depIdxs = []int32{
-	43, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
+	85, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
 	8,  // 1: shardd.v1.ClusterStatusResponse.nodes:type_name -> shardd.v1.NodeInfo
 	8,  // 2: shardd.v1.ListNodesResponse.nodes:type_name -> shardd.v1.NodeInfo
-	44, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
-	12, // 4: shardd.v1.ListShardsResponse.shards:type_name -> shardd.v1.ShardInfo
-	11, // 5: shardd.v1.ShardInfo.replicas:type_name -> shardd.v1.ReplicaInfo
-	12, // 6: shardd.v1.DescribeShardResponse.shard:type_name -> shardd.v1.ShardInfo
-	15, // 7: shardd.v1.DescribeShardResponse.replicas:type_name -> shardd.v1.ReplicaStatus
-	16, // 8: shardd.v1.ReplicaStatus.progress:type_name -> shardd.v1.FollowerProgress
-	20, // 9: shardd.v1.HealthResponse.checks:type_name -> shardd.v1.HealthCheck
-	24, // 10: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
-	45, // 11: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
-	25, // 12: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
-	26, // 13: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
-	25, // 14: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
-	27, // 15: shardd.v1.StartJobResponse.job:type_name -> shardd.v1.Job
-	27, // 16: shardd.v1.ListJobsResponse.jobs:type_name -> shardd.v1.Job
-	27, // 17: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
-	27, // 18: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
-	42, // 19: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
-	0,  // 20: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
-	2,  // 21: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
-	4,  // 22: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
-	6,  // 23: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
-	9,  // 24: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
-	13, // 25: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
-	17, // 26: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
-	19, // 27: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
-	28, // 28: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
-	30, // 29: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
-	32, // 30: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
-	34, // 31: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
-	36, // 32: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
-	38, // 33: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
-	40, // 34: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
-	22, // 35: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
-	1,  // 36: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
-	3,  // 37: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
-	5,  // 38: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
-	7,  // 39: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
-	10, // 40: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
-	14, // 41: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
-	18, // 42: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
-	21, // 43: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
-	29, // 44: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
-	31, // 45: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
-	33, // 46: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
-	35, // 47: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
-	37, // 48: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
-	39, // 49: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
-	41, // 50: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
-	23, // 51: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
-	36, // [36:52] is the sub-list for method output_type
-	20, // [20:36] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	86, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
+	9,  // 4: shardd.v1.NodeInfo.load:type_name -> shardd.v1.Load
+	13, // 5: shardd.v1.ListShardsResponse.shards:type_name -> shardd.v1.ShardInfo
+	12, // 6: shardd.v1.ShardInfo.replicas:type_name -> shardd.v1.ReplicaInfo
+	9,  // 7: shardd.v1.ShardInfo.load:type_name -> shardd.v1.Load
+	13, // 8: shardd.v1.DescribeShardResponse.shard:type_name -> shardd.v1.ShardInfo
+	16, // 9: shardd.v1.DescribeShardResponse.replicas:type_name -> shardd.v1.ReplicaStatus
+	17, // 10: shardd.v1.ReplicaStatus.progress:type_name -> shardd.v1.FollowerProgress
+	21, // 11: shardd.v1.HealthResponse.checks:type_name -> shardd.v1.HealthCheck
+	25, // 12: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
+	87, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
+	26, // 14: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
+	27, // 15: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
+	26, // 16: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
+	28, // 17: shardd.v1.StartJobResponse.job:type_name -> shardd.v1.Job
+	28, // 18: shardd.v1.ListJobsResponse.jobs:type_name -> shardd.v1.Job
+	28, // 19: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
+	28, // 20: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
+	43, // 21: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
+	46, // 22: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
+	45, // 23: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
+	45, // 24: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
+	49, // 25: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
+	49, // 26: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
+	52, // 27: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
+	51, // 28: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
+	52, // 29: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
+	52, // 30: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
+	56, // 31: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
+	57, // 32: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
+	64, // 33: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
+	46, // 34: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
+	67, // 35: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
+	8,  // 36: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
+	13, // 37: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
+	9,  // 38: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
+	72, // 39: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
+	28, // 40: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
+	83, // 41: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
+	0,  // 42: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
+	2,  // 43: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
+	4,  // 44: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
+	6,  // 45: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
+	10, // 46: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
+	14, // 47: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
+	18, // 48: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
+	20, // 49: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
+	29, // 50: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
+	31, // 51: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
+	33, // 52: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
+	35, // 53: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
+	37, // 54: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
+	39, // 55: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
+	41, // 56: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
+	44, // 57: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
+	48, // 58: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
+	53, // 59: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
+	55, // 60: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
+	59, // 61: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
+	61, // 62: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
+	63, // 63: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
+	66, // 64: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
+	69, // 65: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
+	71, // 66: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
+	74, // 67: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
+	76, // 68: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
+	78, // 69: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
+	80, // 70: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
+	82, // 71: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
+	23, // 72: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
+	1,  // 73: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
+	3,  // 74: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
+	5,  // 75: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
+	7,  // 76: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
+	11, // 77: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
+	15, // 78: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
+	19, // 79: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
+	22, // 80: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
+	30, // 81: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
+	32, // 82: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
+	34, // 83: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
+	36, // 84: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
+	38, // 85: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
+	40, // 86: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
+	42, // 87: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
+	47, // 88: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
+	50, // 89: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
+	54, // 90: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
+	58, // 91: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
+	60, // 92: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
+	62, // 93: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
+	65, // 94: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
+	68, // 95: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
+	70, // 96: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
+	73, // 97: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
+	75, // 98: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
+	77, // 99: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
+	79, // 100: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
+	81, // 101: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
+	84, // 102: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
+	24, // 103: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
+	73, // [73:104] is the sub-list for method output_type
+	42, // [42:73] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_admin_proto_init() }
@@ -3308,13 +6782,18 @@ func file_shardd_v1_admin_proto_init() {
 	if File_shardd_v1_admin_proto != nil {
 		return
 	}
+	file_shardd_v1_admin_proto_msgTypes[44].OneofWrappers = []any{
+		(*WhyRequest_ShardId)(nil),
+		(*WhyRequest_NodeId)(nil),
+		(*WhyRequest_OperatorId)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_admin_proto_rawDesc), len(file_shardd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -34,6 +34,21 @@ const (
 	AdminService_Undrain_FullMethodName           = "/shardd.v1.AdminService/Undrain"
 	AdminService_SetSnapshotLimits_FullMethodName = "/shardd.v1.AdminService/SetSnapshotLimits"
 	AdminService_ListSnapshots_FullMethodName     = "/shardd.v1.AdminService/ListSnapshots"
+	AdminService_Why_FullMethodName               = "/shardd.v1.AdminService/Why"
+	AdminService_BalanceStatus_FullMethodName     = "/shardd.v1.AdminService/BalanceStatus"
+	AdminService_SetBalance_FullMethodName        = "/shardd.v1.AdminService/SetBalance"
+	AdminService_Simulate_FullMethodName          = "/shardd.v1.AdminService/Simulate"
+	AdminService_GetZones_FullMethodName          = "/shardd.v1.AdminService/GetZones"
+	AdminService_ApplyZones_FullMethodName        = "/shardd.v1.AdminService/ApplyZones"
+	AdminService_ExplainZones_FullMethodName      = "/shardd.v1.AdminService/ExplainZones"
+	AdminService_ShardLog_FullMethodName          = "/shardd.v1.AdminService/ShardLog"
+	AdminService_Top_FullMethodName               = "/shardd.v1.AdminService/Top"
+	AdminService_HotKeys_FullMethodName           = "/shardd.v1.AdminService/HotKeys"
+	AdminService_HotMap_FullMethodName            = "/shardd.v1.AdminService/HotMap"
+	AdminService_DecommissionNode_FullMethodName  = "/shardd.v1.AdminService/DecommissionNode"
+	AdminService_RecommissionNode_FullMethodName  = "/shardd.v1.AdminService/RecommissionNode"
+	AdminService_RemoveNode_FullMethodName        = "/shardd.v1.AdminService/RemoveNode"
+	AdminService_RecoverQuorum_FullMethodName     = "/shardd.v1.AdminService/RecoverQuorum"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -73,6 +88,36 @@ type AdminServiceClient interface {
 	SetSnapshotLimits(ctx context.Context, in *SetSnapshotLimitsRequest, opts ...grpc.CallOption) (*SetSnapshotLimitsResponse, error)
 	// ListSnapshots returns the snapshot streams of the node that answers.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// Why returns the decisions of the placement driver about a shard, a node or an operator.
+	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
+	// BalanceStatus says what the placement driver does and what it waits for.
+	BalanceStatus(ctx context.Context, in *BalanceStatusRequest, opts ...grpc.CallOption) (*BalanceStatusResponse, error)
+	// SetBalance pauses or resumes the placement driver, or changes its limits. Kept in the meta shard.
+	SetBalance(ctx context.Context, in *SetBalanceRequest, opts ...grpc.CallOption) (*SetBalanceResponse, error)
+	// Simulate runs the planner on a copy of the live cluster with a change, and returns what it would do.
+	Simulate(ctx context.Context, in *SimulateRequest, opts ...grpc.CallOption) (*SimulateResponse, error)
+	// GetZones returns the placement rules.
+	GetZones(ctx context.Context, in *GetZonesRequest, opts ...grpc.CallOption) (*GetZonesResponse, error)
+	// ApplyZones checks new placement rules, says what they change, and unless it is a dry run makes them the rules.
+	ApplyZones(ctx context.Context, in *ApplyZonesRequest, opts ...grpc.CallOption) (*ApplyZonesResponse, error)
+	// ExplainZones says why the replicas of a shard are where they are.
+	ExplainZones(ctx context.Context, in *ExplainZonesRequest, opts ...grpc.CallOption) (*ExplainZonesResponse, error)
+	// ShardLog returns the life of a shard: splits, merges, moves, leaders.
+	ShardLog(ctx context.Context, in *ShardLogRequest, opts ...grpc.CallOption) (*ShardLogResponse, error)
+	// Top returns nodes and the busiest shards as last reported.
+	Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error)
+	// HotKeys returns the busiest keys of a shard, sampled at its leader.
+	HotKeys(ctx context.Context, in *HotKeysRequest, opts ...grpc.CallOption) (*HotKeysResponse, error)
+	// HotMap returns the load of the key space over time.
+	HotMap(ctx context.Context, in *HotMapRequest, opts ...grpc.CallOption) (*HotMapResponse, error)
+	// DecommissionNode has all replicas leave a node for good, or with dry_run says what that takes and what is in its way.
+	DecommissionNode(ctx context.Context, in *DecommissionNodeRequest, opts ...grpc.CallOption) (*DecommissionNodeResponse, error)
+	// RecommissionNode takes a decommission back; replicas that have left do not return by it.
+	RecommissionNode(ctx context.Context, in *RecommissionNodeRequest, opts ...grpc.CallOption) (*RecommissionNodeResponse, error)
+	// RemoveNode strikes a node that is gone for good, or that has been decommissioned, from the cluster.
+	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
+	// RecoverQuorum plans, begins, or goes on with the recovery of shards that have lost their quorum for ever.
+	RecoverQuorum(ctx context.Context, in *RecoverQuorumRequest, opts ...grpc.CallOption) (*RecoverQuorumResponse, error)
 }
 
 type adminServiceClient struct {
@@ -233,6 +278,156 @@ func (c *adminServiceClient) ListSnapshots(ctx context.Context, in *ListSnapshot
 	return out, nil
 }
 
+func (c *adminServiceClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WhyResponse)
+	err := c.cc.Invoke(ctx, AdminService_Why_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) BalanceStatus(ctx context.Context, in *BalanceStatusRequest, opts ...grpc.CallOption) (*BalanceStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BalanceStatusResponse)
+	err := c.cc.Invoke(ctx, AdminService_BalanceStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) SetBalance(ctx context.Context, in *SetBalanceRequest, opts ...grpc.CallOption) (*SetBalanceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetBalanceResponse)
+	err := c.cc.Invoke(ctx, AdminService_SetBalance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Simulate(ctx context.Context, in *SimulateRequest, opts ...grpc.CallOption) (*SimulateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SimulateResponse)
+	err := c.cc.Invoke(ctx, AdminService_Simulate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) GetZones(ctx context.Context, in *GetZonesRequest, opts ...grpc.CallOption) (*GetZonesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetZonesResponse)
+	err := c.cc.Invoke(ctx, AdminService_GetZones_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ApplyZones(ctx context.Context, in *ApplyZonesRequest, opts ...grpc.CallOption) (*ApplyZonesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyZonesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ApplyZones_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ExplainZones(ctx context.Context, in *ExplainZonesRequest, opts ...grpc.CallOption) (*ExplainZonesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainZonesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ExplainZones_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ShardLog(ctx context.Context, in *ShardLogRequest, opts ...grpc.CallOption) (*ShardLogResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShardLogResponse)
+	err := c.cc.Invoke(ctx, AdminService_ShardLog_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TopResponse)
+	err := c.cc.Invoke(ctx, AdminService_Top_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) HotKeys(ctx context.Context, in *HotKeysRequest, opts ...grpc.CallOption) (*HotKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HotKeysResponse)
+	err := c.cc.Invoke(ctx, AdminService_HotKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) HotMap(ctx context.Context, in *HotMapRequest, opts ...grpc.CallOption) (*HotMapResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HotMapResponse)
+	err := c.cc.Invoke(ctx, AdminService_HotMap_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) DecommissionNode(ctx context.Context, in *DecommissionNodeRequest, opts ...grpc.CallOption) (*DecommissionNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DecommissionNodeResponse)
+	err := c.cc.Invoke(ctx, AdminService_DecommissionNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RecommissionNode(ctx context.Context, in *RecommissionNodeRequest, opts ...grpc.CallOption) (*RecommissionNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecommissionNodeResponse)
+	err := c.cc.Invoke(ctx, AdminService_RecommissionNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, AdminService_RemoveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RecoverQuorum(ctx context.Context, in *RecoverQuorumRequest, opts ...grpc.CallOption) (*RecoverQuorumResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecoverQuorumResponse)
+	err := c.cc.Invoke(ctx, AdminService_RecoverQuorum_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -270,6 +465,36 @@ type AdminServiceServer interface {
 	SetSnapshotLimits(context.Context, *SetSnapshotLimitsRequest) (*SetSnapshotLimitsResponse, error)
 	// ListSnapshots returns the snapshot streams of the node that answers.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// Why returns the decisions of the placement driver about a shard, a node or an operator.
+	Why(context.Context, *WhyRequest) (*WhyResponse, error)
+	// BalanceStatus says what the placement driver does and what it waits for.
+	BalanceStatus(context.Context, *BalanceStatusRequest) (*BalanceStatusResponse, error)
+	// SetBalance pauses or resumes the placement driver, or changes its limits. Kept in the meta shard.
+	SetBalance(context.Context, *SetBalanceRequest) (*SetBalanceResponse, error)
+	// Simulate runs the planner on a copy of the live cluster with a change, and returns what it would do.
+	Simulate(context.Context, *SimulateRequest) (*SimulateResponse, error)
+	// GetZones returns the placement rules.
+	GetZones(context.Context, *GetZonesRequest) (*GetZonesResponse, error)
+	// ApplyZones checks new placement rules, says what they change, and unless it is a dry run makes them the rules.
+	ApplyZones(context.Context, *ApplyZonesRequest) (*ApplyZonesResponse, error)
+	// ExplainZones says why the replicas of a shard are where they are.
+	ExplainZones(context.Context, *ExplainZonesRequest) (*ExplainZonesResponse, error)
+	// ShardLog returns the life of a shard: splits, merges, moves, leaders.
+	ShardLog(context.Context, *ShardLogRequest) (*ShardLogResponse, error)
+	// Top returns nodes and the busiest shards as last reported.
+	Top(context.Context, *TopRequest) (*TopResponse, error)
+	// HotKeys returns the busiest keys of a shard, sampled at its leader.
+	HotKeys(context.Context, *HotKeysRequest) (*HotKeysResponse, error)
+	// HotMap returns the load of the key space over time.
+	HotMap(context.Context, *HotMapRequest) (*HotMapResponse, error)
+	// DecommissionNode has all replicas leave a node for good, or with dry_run says what that takes and what is in its way.
+	DecommissionNode(context.Context, *DecommissionNodeRequest) (*DecommissionNodeResponse, error)
+	// RecommissionNode takes a decommission back; replicas that have left do not return by it.
+	RecommissionNode(context.Context, *RecommissionNodeRequest) (*RecommissionNodeResponse, error)
+	// RemoveNode strikes a node that is gone for good, or that has been decommissioned, from the cluster.
+	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
+	// RecoverQuorum plans, begins, or goes on with the recovery of shards that have lost their quorum for ever.
+	RecoverQuorum(context.Context, *RecoverQuorumRequest) (*RecoverQuorumResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -324,6 +549,51 @@ func (UnimplementedAdminServiceServer) SetSnapshotLimits(context.Context, *SetSn
 }
 func (UnimplementedAdminServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedAdminServiceServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedAdminServiceServer) BalanceStatus(context.Context, *BalanceStatusRequest) (*BalanceStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BalanceStatus not implemented")
+}
+func (UnimplementedAdminServiceServer) SetBalance(context.Context, *SetBalanceRequest) (*SetBalanceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetBalance not implemented")
+}
+func (UnimplementedAdminServiceServer) Simulate(context.Context, *SimulateRequest) (*SimulateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Simulate not implemented")
+}
+func (UnimplementedAdminServiceServer) GetZones(context.Context, *GetZonesRequest) (*GetZonesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetZones not implemented")
+}
+func (UnimplementedAdminServiceServer) ApplyZones(context.Context, *ApplyZonesRequest) (*ApplyZonesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApplyZones not implemented")
+}
+func (UnimplementedAdminServiceServer) ExplainZones(context.Context, *ExplainZonesRequest) (*ExplainZonesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainZones not implemented")
+}
+func (UnimplementedAdminServiceServer) ShardLog(context.Context, *ShardLogRequest) (*ShardLogResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShardLog not implemented")
+}
+func (UnimplementedAdminServiceServer) Top(context.Context, *TopRequest) (*TopResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Top not implemented")
+}
+func (UnimplementedAdminServiceServer) HotKeys(context.Context, *HotKeysRequest) (*HotKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HotKeys not implemented")
+}
+func (UnimplementedAdminServiceServer) HotMap(context.Context, *HotMapRequest) (*HotMapResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HotMap not implemented")
+}
+func (UnimplementedAdminServiceServer) DecommissionNode(context.Context, *DecommissionNodeRequest) (*DecommissionNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DecommissionNode not implemented")
+}
+func (UnimplementedAdminServiceServer) RecommissionNode(context.Context, *RecommissionNodeRequest) (*RecommissionNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecommissionNode not implemented")
+}
+func (UnimplementedAdminServiceServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
+}
+func (UnimplementedAdminServiceServer) RecoverQuorum(context.Context, *RecoverQuorumRequest) (*RecoverQuorumResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecoverQuorum not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -616,6 +886,276 @@ func _AdminService_ListSnapshots_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Why_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WhyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Why(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Why_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Why(ctx, req.(*WhyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_BalanceStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BalanceStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).BalanceStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_BalanceStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).BalanceStatus(ctx, req.(*BalanceStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_SetBalance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetBalanceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SetBalance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SetBalance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SetBalance(ctx, req.(*SetBalanceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Simulate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SimulateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Simulate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Simulate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Simulate(ctx, req.(*SimulateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_GetZones_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetZonesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetZones(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetZones_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetZones(ctx, req.(*GetZonesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ApplyZones_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyZonesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ApplyZones(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ApplyZones_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ApplyZones(ctx, req.(*ApplyZonesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ExplainZones_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainZonesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ExplainZones(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ExplainZones_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ExplainZones(ctx, req.(*ExplainZonesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ShardLog_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShardLogRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ShardLog(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ShardLog_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ShardLog(ctx, req.(*ShardLogRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Top_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TopRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Top(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Top_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Top(ctx, req.(*TopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_HotKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HotKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).HotKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_HotKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).HotKeys(ctx, req.(*HotKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_HotMap_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HotMapRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).HotMap(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_HotMap_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).HotMap(ctx, req.(*HotMapRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_DecommissionNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DecommissionNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DecommissionNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DecommissionNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DecommissionNode(ctx, req.(*DecommissionNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RecommissionNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecommissionNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RecommissionNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RecommissionNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RecommissionNode(ctx, req.(*RecommissionNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RemoveNode(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RecoverQuorum_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecoverQuorumRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RecoverQuorum(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RecoverQuorum_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RecoverQuorum(ctx, req.(*RecoverQuorumRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -682,6 +1222,66 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSnapshots",
 			Handler:    _AdminService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "Why",
+			Handler:    _AdminService_Why_Handler,
+		},
+		{
+			MethodName: "BalanceStatus",
+			Handler:    _AdminService_BalanceStatus_Handler,
+		},
+		{
+			MethodName: "SetBalance",
+			Handler:    _AdminService_SetBalance_Handler,
+		},
+		{
+			MethodName: "Simulate",
+			Handler:    _AdminService_Simulate_Handler,
+		},
+		{
+			MethodName: "GetZones",
+			Handler:    _AdminService_GetZones_Handler,
+		},
+		{
+			MethodName: "ApplyZones",
+			Handler:    _AdminService_ApplyZones_Handler,
+		},
+		{
+			MethodName: "ExplainZones",
+			Handler:    _AdminService_ExplainZones_Handler,
+		},
+		{
+			MethodName: "ShardLog",
+			Handler:    _AdminService_ShardLog_Handler,
+		},
+		{
+			MethodName: "Top",
+			Handler:    _AdminService_Top_Handler,
+		},
+		{
+			MethodName: "HotKeys",
+			Handler:    _AdminService_HotKeys_Handler,
+		},
+		{
+			MethodName: "HotMap",
+			Handler:    _AdminService_HotMap_Handler,
+		},
+		{
+			MethodName: "DecommissionNode",
+			Handler:    _AdminService_DecommissionNode_Handler,
+		},
+		{
+			MethodName: "RecommissionNode",
+			Handler:    _AdminService_RecommissionNode_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _AdminService_RemoveNode_Handler,
+		},
+		{
+			MethodName: "RecoverQuorum",
+			Handler:    _AdminService_RecoverQuorum_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

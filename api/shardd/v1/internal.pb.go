@@ -1060,7 +1060,14 @@ type ReportRequest struct {
 	// The node's failed check, empty if all pass.
 	Unhealthy string `protobuf:"bytes,16,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
 	// Shards whose replica has gone from the store since the last report that was answered; never with full.
-	Removed       []uint64 `protobuf:"varint,17,rep,packed,name=removed,proto3" json:"removed,omitempty"`
+	Removed []uint64 `protobuf:"varint,17,rep,packed,name=removed,proto3" json:"removed,omitempty"`
+	// Hash over all replicas of the store: the receiver asks for a full report if its own differs.
+	Digest            uint64 `protobuf:"fixed64,18,opt,name=digest,proto3" json:"digest,omitempty"`
+	DiskCapacityBytes uint64 `protobuf:"varint,19,opt,name=disk_capacity_bytes,json=diskCapacityBytes,proto3" json:"disk_capacity_bytes,omitempty"`
+	CpuMillis         uint64 `protobuf:"varint,20,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	// The disk or the process is slower than it should be; says how. Leaders are taken off one such node at a time.
+	Slow          string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
+	Load          *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1214,13 +1221,63 @@ func (x *ReportRequest) GetRemoved() []uint64 {
 	return nil
 }
 
+func (x *ReportRequest) GetDigest() uint64 {
+	if x != nil {
+		return x.Digest
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetDiskCapacityBytes() uint64 {
+	if x != nil {
+		return x.DiskCapacityBytes
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetCpuMillis() uint64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetSlow() string {
+	if x != nil {
+		return x.Slow
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
 type ReplicaReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
-	Leads         bool                   `protobuf:"varint,2,opt,name=leads,proto3" json:"leads,omitempty"`
-	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
-	PutBytes      uint64                 `protobuf:"varint,4,opt,name=put_bytes,json=putBytes,proto3" json:"put_bytes,omitempty"`
-	Faulted       string                 `protobuf:"bytes,5,opt,name=faulted,proto3" json:"faulted,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Descriptor_ []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	Leads       bool                   `protobuf:"varint,2,opt,name=leads,proto3" json:"leads,omitempty"`
+	Term        uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	PutBytes    uint64                 `protobuf:"varint,4,opt,name=put_bytes,json=putBytes,proto3" json:"put_bytes,omitempty"`
+	Faulted     string                 `protobuf:"bytes,5,opt,name=faulted,proto3" json:"faulted,omitempty"`
+	SizeBytes   uint64                 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Of leaders only.
+	Load   *Load  `protobuf:"bytes,7,opt,name=load,proto3" json:"load,omitempty"`
+	HotKey []byte `protobuf:"bytes,8,opt,name=hot_key,json=hotKey,proto3" json:"hot_key,omitempty"`
+	// A key at which the load would be divided evenly, if the shard is busy enough to be split.
+	LoadSplitKey []byte `protobuf:"bytes,9,opt,name=load_split_key,json=loadSplitKey,proto3" json:"load_split_key,omitempty"`
+	// Set while frozen.
+	MergingInto uint64 `protobuf:"varint,10,opt,name=merging_into,json=mergingInto,proto3" json:"merging_into,omitempty"`
+	MergeId     uint64 `protobuf:"varint,11,opt,name=merge_id,json=mergeId,proto3" json:"merge_id,omitempty"`
+	// Of leaders: replicas that have not been heard of lately, and those that still need a snapshot.
+	Silent        []uint64 `protobuf:"varint,12,rep,packed,name=silent,proto3" json:"silent,omitempty"`
+	Behind        []uint64 `protobuf:"varint,13,rep,packed,name=behind,proto3" json:"behind,omitempty"`
+	Uninitialised bool     `protobuf:"varint,14,opt,name=uninitialised,proto3" json:"uninitialised,omitempty"`
+	ReplicaId     uint64   `protobuf:"varint,15,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	ShardId       uint64   `protobuf:"varint,16,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1288,6 +1345,83 @@ func (x *ReplicaReport) GetFaulted() string {
 		return x.Faulted
 	}
 	return ""
+}
+
+func (x *ReplicaReport) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ReplicaReport) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *ReplicaReport) GetHotKey() []byte {
+	if x != nil {
+		return x.HotKey
+	}
+	return nil
+}
+
+func (x *ReplicaReport) GetLoadSplitKey() []byte {
+	if x != nil {
+		return x.LoadSplitKey
+	}
+	return nil
+}
+
+func (x *ReplicaReport) GetMergingInto() uint64 {
+	if x != nil {
+		return x.MergingInto
+	}
+	return 0
+}
+
+func (x *ReplicaReport) GetMergeId() uint64 {
+	if x != nil {
+		return x.MergeId
+	}
+	return 0
+}
+
+func (x *ReplicaReport) GetSilent() []uint64 {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+func (x *ReplicaReport) GetBehind() []uint64 {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
+func (x *ReplicaReport) GetUninitialised() bool {
+	if x != nil {
+		return x.Uninitialised
+	}
+	return false
+}
+
+func (x *ReplicaReport) GetReplicaId() uint64 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+func (x *ReplicaReport) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
 }
 
 type ReportResponse struct {
@@ -2207,6 +2341,1320 @@ func (x *SnapshotsRequest) GetClusterId() []byte {
 	return nil
 }
 
+type SplitShardRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId   uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	// Refused unless the shard's epoch is this.
+	ConfVer uint64 `protobuf:"varint,3,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Version uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// Routing keys, ascending. Empty: the leader chooses.
+	Keys [][]byte `protobuf:"bytes,5,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Without keys: size or load.
+	By string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	// Without keys: parts of about equal size; 0: as many as target_bytes makes, at least 2.
+	Parts       uint32 `protobuf:"varint,7,opt,name=parts,proto3" json:"parts,omitempty"`
+	TargetBytes uint64 `protobuf:"varint,8,opt,name=target_bytes,json=targetBytes,proto3" json:"target_bytes,omitempty"`
+	// Never split inside a group of keys: a prefix up to its count-th delimiter. Keys that do not start with group_prefix
+	// are no group.
+	GroupDelimiter []byte `protobuf:"bytes,9,opt,name=group_delimiter,json=groupDelimiter,proto3" json:"group_delimiter,omitempty"`
+	GroupCount     uint32 `protobuf:"varint,10,opt,name=group_count,json=groupCount,proto3" json:"group_count,omitempty"`
+	GroupPrefix    []byte `protobuf:"bytes,11,opt,name=group_prefix,json=groupPrefix,proto3" json:"group_prefix,omitempty"`
+	// Ids for the new shards, as many as there may be new ones.
+	NewShardIds   []uint64 `protobuf:"varint,12,rep,packed,name=new_shard_ids,json=newShardIds,proto3" json:"new_shard_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SplitShardRequest) Reset() {
+	*x = SplitShardRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SplitShardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SplitShardRequest) ProtoMessage() {}
+
+func (x *SplitShardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SplitShardRequest.ProtoReflect.Descriptor instead.
+func (*SplitShardRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SplitShardRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *SplitShardRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *SplitShardRequest) GetConfVer() uint64 {
+	if x != nil {
+		return x.ConfVer
+	}
+	return 0
+}
+
+func (x *SplitShardRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SplitShardRequest) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *SplitShardRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *SplitShardRequest) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *SplitShardRequest) GetTargetBytes() uint64 {
+	if x != nil {
+		return x.TargetBytes
+	}
+	return 0
+}
+
+func (x *SplitShardRequest) GetGroupDelimiter() []byte {
+	if x != nil {
+		return x.GroupDelimiter
+	}
+	return nil
+}
+
+func (x *SplitShardRequest) GetGroupCount() uint32 {
+	if x != nil {
+		return x.GroupCount
+	}
+	return 0
+}
+
+func (x *SplitShardRequest) GetGroupPrefix() []byte {
+	if x != nil {
+		return x.GroupPrefix
+	}
+	return nil
+}
+
+func (x *SplitShardRequest) GetNewShardIds() []uint64 {
+	if x != nil {
+		return x.NewShardIds
+	}
+	return nil
+}
+
+type SplitShardResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Left first, then the new shards.
+	Descriptors   [][]byte `protobuf:"bytes,1,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
+	NotLeader     bool     `protobuf:"varint,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64   `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SplitShardResponse) Reset() {
+	*x = SplitShardResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SplitShardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SplitShardResponse) ProtoMessage() {}
+
+func (x *SplitShardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SplitShardResponse.ProtoReflect.Descriptor instead.
+func (*SplitShardResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SplitShardResponse) GetDescriptors() [][]byte {
+	if x != nil {
+		return x.Descriptors
+	}
+	return nil
+}
+
+func (x *SplitShardResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *SplitShardResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type FreezeShardRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId   uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	MergeId   uint64                 `protobuf:"varint,3,opt,name=merge_id,json=mergeId,proto3" json:"merge_id,omitempty"`
+	ConfVer   uint64                 `protobuf:"varint,4,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Version   uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	// The shard that is to take it in, and its epoch.
+	IntoShardId   uint64 `protobuf:"varint,6,opt,name=into_shard_id,json=intoShardId,proto3" json:"into_shard_id,omitempty"`
+	IntoConfVer   uint64 `protobuf:"varint,7,opt,name=into_conf_ver,json=intoConfVer,proto3" json:"into_conf_ver,omitempty"`
+	IntoVersion   uint64 `protobuf:"varint,8,opt,name=into_version,json=intoVersion,proto3" json:"into_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeShardRequest) Reset() {
+	*x = FreezeShardRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeShardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeShardRequest) ProtoMessage() {}
+
+func (x *FreezeShardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeShardRequest.ProtoReflect.Descriptor instead.
+func (*FreezeShardRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *FreezeShardRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *FreezeShardRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *FreezeShardRequest) GetMergeId() uint64 {
+	if x != nil {
+		return x.MergeId
+	}
+	return 0
+}
+
+func (x *FreezeShardRequest) GetConfVer() uint64 {
+	if x != nil {
+		return x.ConfVer
+	}
+	return 0
+}
+
+func (x *FreezeShardRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *FreezeShardRequest) GetIntoShardId() uint64 {
+	if x != nil {
+		return x.IntoShardId
+	}
+	return 0
+}
+
+func (x *FreezeShardRequest) GetIntoConfVer() uint64 {
+	if x != nil {
+		return x.IntoConfVer
+	}
+	return 0
+}
+
+func (x *FreezeShardRequest) GetIntoVersion() uint64 {
+	if x != nil {
+		return x.IntoVersion
+	}
+	return 0
+}
+
+type FreezeShardResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Descriptor_   []byte                 `protobuf:"bytes,2,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	NotLeader     bool                   `protobuf:"varint,3,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64                 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeShardResponse) Reset() {
+	*x = FreezeShardResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeShardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeShardResponse) ProtoMessage() {}
+
+func (x *FreezeShardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeShardResponse.ProtoReflect.Descriptor instead.
+func (*FreezeShardResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *FreezeShardResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FreezeShardResponse) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+func (x *FreezeShardResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *FreezeShardResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type FreezeStateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId       uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	MergeId       uint64                 `protobuf:"varint,3,opt,name=merge_id,json=mergeId,proto3" json:"merge_id,omitempty"`
+	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
+	WaitMs        uint64                 `protobuf:"varint,5,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeStateRequest) Reset() {
+	*x = FreezeStateRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeStateRequest) ProtoMessage() {}
+
+func (x *FreezeStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeStateRequest.ProtoReflect.Descriptor instead.
+func (*FreezeStateRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *FreezeStateRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *FreezeStateRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *FreezeStateRequest) GetMergeId() uint64 {
+	if x != nil {
+		return x.MergeId
+	}
+	return 0
+}
+
+func (x *FreezeStateRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FreezeStateRequest) GetWaitMs() uint64 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+type FreezeStateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Frozen for this merge, synced.
+	Frozen        bool   `protobuf:"varint,1,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Applied       uint64 `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	ReplicaId     uint64 `protobuf:"varint,3,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeStateResponse) Reset() {
+	*x = FreezeStateResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeStateResponse) ProtoMessage() {}
+
+func (x *FreezeStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeStateResponse.ProtoReflect.Descriptor instead.
+func (*FreezeStateResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *FreezeStateResponse) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *FreezeStateResponse) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *FreezeStateResponse) GetReplicaId() uint64 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+type CommitMergeRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId   uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	MergeId   uint64                 `protobuf:"varint,3,opt,name=merge_id,json=mergeId,proto3" json:"merge_id,omitempty"`
+	ConfVer   uint64                 `protobuf:"varint,4,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Version   uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	// Of the right shard, as it was frozen.
+	RightDescriptor []byte `protobuf:"bytes,6,opt,name=right_descriptor,json=rightDescriptor,proto3" json:"right_descriptor,omitempty"`
+	FreezeIndex     uint64 `protobuf:"varint,7,opt,name=freeze_index,json=freezeIndex,proto3" json:"freeze_index,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CommitMergeRequest) Reset() {
+	*x = CommitMergeRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitMergeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitMergeRequest) ProtoMessage() {}
+
+func (x *CommitMergeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitMergeRequest.ProtoReflect.Descriptor instead.
+func (*CommitMergeRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CommitMergeRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *CommitMergeRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *CommitMergeRequest) GetMergeId() uint64 {
+	if x != nil {
+		return x.MergeId
+	}
+	return 0
+}
+
+func (x *CommitMergeRequest) GetConfVer() uint64 {
+	if x != nil {
+		return x.ConfVer
+	}
+	return 0
+}
+
+func (x *CommitMergeRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *CommitMergeRequest) GetRightDescriptor() []byte {
+	if x != nil {
+		return x.RightDescriptor
+	}
+	return nil
+}
+
+func (x *CommitMergeRequest) GetFreezeIndex() uint64 {
+	if x != nil {
+		return x.FreezeIndex
+	}
+	return 0
+}
+
+type CommitMergeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	NotLeader     bool                   `protobuf:"varint,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64                 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitMergeResponse) Reset() {
+	*x = CommitMergeResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitMergeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitMergeResponse) ProtoMessage() {}
+
+func (x *CommitMergeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitMergeResponse.ProtoReflect.Descriptor instead.
+func (*CommitMergeResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CommitMergeResponse) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+func (x *CommitMergeResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *CommitMergeResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type AbortMergeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId       uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	MergeId       uint64                 `protobuf:"varint,3,opt,name=merge_id,json=mergeId,proto3" json:"merge_id,omitempty"`
+	ConfVer       uint64                 `protobuf:"varint,4,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	RightShardId  uint64                 `protobuf:"varint,6,opt,name=right_shard_id,json=rightShardId,proto3" json:"right_shard_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortMergeRequest) Reset() {
+	*x = AbortMergeRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortMergeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortMergeRequest) ProtoMessage() {}
+
+func (x *AbortMergeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortMergeRequest.ProtoReflect.Descriptor instead.
+func (*AbortMergeRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AbortMergeRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *AbortMergeRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *AbortMergeRequest) GetMergeId() uint64 {
+	if x != nil {
+		return x.MergeId
+	}
+	return 0
+}
+
+func (x *AbortMergeRequest) GetConfVer() uint64 {
+	if x != nil {
+		return x.ConfVer
+	}
+	return 0
+}
+
+func (x *AbortMergeRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *AbortMergeRequest) GetRightShardId() uint64 {
+	if x != nil {
+		return x.RightShardId
+	}
+	return 0
+}
+
+type AbortMergeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in MergeDecisionResponse.
+	Decision      string `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
+	NotLeader     bool   `protobuf:"varint,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortMergeResponse) Reset() {
+	*x = AbortMergeResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortMergeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortMergeResponse) ProtoMessage() {}
+
+func (x *AbortMergeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortMergeResponse.ProtoReflect.Descriptor instead.
+func (*AbortMergeResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *AbortMergeResponse) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *AbortMergeResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *AbortMergeResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type MergeDecisionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId       uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	MergeId       uint64                 `protobuf:"varint,3,opt,name=merge_id,json=mergeId,proto3" json:"merge_id,omitempty"`
+	ConfVer       uint64                 `protobuf:"varint,4,opt,name=conf_ver,json=confVer,proto3" json:"conf_ver,omitempty"`
+	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	RightShardId  uint64                 `protobuf:"varint,6,opt,name=right_shard_id,json=rightShardId,proto3" json:"right_shard_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MergeDecisionRequest) Reset() {
+	*x = MergeDecisionRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MergeDecisionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MergeDecisionRequest) ProtoMessage() {}
+
+func (x *MergeDecisionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MergeDecisionRequest.ProtoReflect.Descriptor instead.
+func (*MergeDecisionRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *MergeDecisionRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *MergeDecisionRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *MergeDecisionRequest) GetMergeId() uint64 {
+	if x != nil {
+		return x.MergeId
+	}
+	return 0
+}
+
+func (x *MergeDecisionRequest) GetConfVer() uint64 {
+	if x != nil {
+		return x.ConfVer
+	}
+	return 0
+}
+
+func (x *MergeDecisionRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *MergeDecisionRequest) GetRightShardId() uint64 {
+	if x != nil {
+		return x.RightShardId
+	}
+	return 0
+}
+
+type MergeDecisionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// pending, committed, aborted or unknown.
+	Decision      string `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
+	NotLeader     bool   `protobuf:"varint,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64 `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MergeDecisionResponse) Reset() {
+	*x = MergeDecisionResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MergeDecisionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MergeDecisionResponse) ProtoMessage() {}
+
+func (x *MergeDecisionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MergeDecisionResponse.ProtoReflect.Descriptor instead.
+func (*MergeDecisionResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *MergeDecisionResponse) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *MergeDecisionResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *MergeDecisionResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type ShardKeysRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId   uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	// hot: the busiest keys. even: keys that divide the data.
+	What          string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Limit         uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardKeysRequest) Reset() {
+	*x = ShardKeysRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardKeysRequest) ProtoMessage() {}
+
+func (x *ShardKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardKeysRequest.ProtoReflect.Descriptor instead.
+func (*ShardKeysRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ShardKeysRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *ShardKeysRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *ShardKeysRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *ShardKeysRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ShardKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*HotKey              `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Sampled       uint64                 `protobuf:"varint,2,opt,name=sampled,proto3" json:"sampled,omitempty"`
+	NotLeader     bool                   `protobuf:"varint,3,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	Leader        uint64                 `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardKeysResponse) Reset() {
+	*x = ShardKeysResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardKeysResponse) ProtoMessage() {}
+
+func (x *ShardKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardKeysResponse.ProtoReflect.Descriptor instead.
+func (*ShardKeysResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ShardKeysResponse) GetKeys() []*HotKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ShardKeysResponse) GetSampled() uint64 {
+	if x != nil {
+		return x.Sampled
+	}
+	return 0
+}
+
+func (x *ShardKeysResponse) GetNotLeader() bool {
+	if x != nil {
+		return x.NotLeader
+	}
+	return false
+}
+
+func (x *ShardKeysResponse) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+type RecoverReplicaRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ShardId   uint64                 `protobuf:"varint,2,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	ReplicaId uint64                 `protobuf:"varint,3,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	// Names the recovery: repeating it changes nothing.
+	RecoveryId uint64 `protobuf:"varint,4,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	// The stores that are lost; the new descriptor lists none of them.
+	FailedNodes []uint64 `protobuf:"varint,5,rep,packed,name=failed_nodes,json=failedNodes,proto3" json:"failed_nodes,omitempty"`
+	// drop: the local replica is given up instead. create: the range has no survivor and is made anew, empty.
+	Action string `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
+	// For create.
+	Descriptor_   []byte `protobuf:"bytes,7,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverReplicaRequest) Reset() {
+	*x = RecoverReplicaRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverReplicaRequest) ProtoMessage() {}
+
+func (x *RecoverReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverReplicaRequest.ProtoReflect.Descriptor instead.
+func (*RecoverReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RecoverReplicaRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *RecoverReplicaRequest) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *RecoverReplicaRequest) GetReplicaId() uint64 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+func (x *RecoverReplicaRequest) GetRecoveryId() uint64 {
+	if x != nil {
+		return x.RecoveryId
+	}
+	return 0
+}
+
+func (x *RecoverReplicaRequest) GetFailedNodes() []uint64 {
+	if x != nil {
+		return x.FailedNodes
+	}
+	return nil
+}
+
+func (x *RecoverReplicaRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *RecoverReplicaRequest) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+type RecoverReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverReplicaResponse) Reset() {
+	*x = RecoverReplicaResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverReplicaResponse) ProtoMessage() {}
+
+func (x *RecoverReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverReplicaResponse.ProtoReflect.Descriptor instead.
+func (*RecoverReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *RecoverReplicaResponse) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+type FenceStoresRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Nodes         []uint64               `protobuf:"varint,2,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceStoresRequest) Reset() {
+	*x = FenceStoresRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceStoresRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceStoresRequest) ProtoMessage() {}
+
+func (x *FenceStoresRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceStoresRequest.ProtoReflect.Descriptor instead.
+func (*FenceStoresRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *FenceStoresRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *FenceStoresRequest) GetNodes() []uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type FenceStoresResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceStoresResponse) Reset() {
+	*x = FenceStoresResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceStoresResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceStoresResponse) ProtoMessage() {}
+
+func (x *FenceStoresResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceStoresResponse.ProtoReflect.Descriptor instead.
+func (*FenceStoresResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{49}
+}
+
 type SnapshotsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshots     []*SnapshotProgress    `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
@@ -2216,7 +3664,7 @@ type SnapshotsResponse struct {
 
 func (x *SnapshotsResponse) Reset() {
 	*x = SnapshotsResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[32]
+	mi := &file_shardd_v1_internal_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +3676,7 @@ func (x *SnapshotsResponse) String() string {
 func (*SnapshotsResponse) ProtoMessage() {}
 
 func (x *SnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[32]
+	mi := &file_shardd_v1_internal_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +3689,7 @@ func (x *SnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{32}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SnapshotsResponse) GetSnapshots() []*SnapshotProgress {
@@ -2331,7 +3779,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\v2&.shardd.v1.JoinResponse.AddressesEntryR\taddresses\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x06\n" +
 	"\rReportRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -2353,10 +3801,16 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"disk_level\x18\x0f \x01(\tR\tdiskLevel\x12\x1c\n" +
 	"\tunhealthy\x18\x10 \x01(\tR\tunhealthy\x12\x18\n" +
-	"\aremoved\x18\x11 \x03(\x04R\aremoved\x1a9\n" +
+	"\aremoved\x18\x11 \x03(\x04R\aremoved\x12\x16\n" +
+	"\x06digest\x18\x12 \x01(\x06R\x06digest\x12.\n" +
+	"\x13disk_capacity_bytes\x18\x13 \x01(\x04R\x11diskCapacityBytes\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x14 \x01(\x04R\tcpuMillis\x12\x12\n" +
+	"\x04slow\x18\x15 \x01(\tR\x04slow\x12#\n" +
+	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x03\n" +
 	"\rReplicaReport\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\fR\n" +
@@ -2364,7 +3818,21 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x05leads\x18\x02 \x01(\bR\x05leads\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x1b\n" +
 	"\tput_bytes\x18\x04 \x01(\x04R\bputBytes\x12\x18\n" +
-	"\afaulted\x18\x05 \x01(\tR\afaulted\"\xc5\x02\n" +
+	"\afaulted\x18\x05 \x01(\tR\afaulted\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\x12#\n" +
+	"\x04load\x18\a \x01(\v2\x0f.shardd.v1.LoadR\x04load\x12\x17\n" +
+	"\ahot_key\x18\b \x01(\fR\x06hotKey\x12$\n" +
+	"\x0eload_split_key\x18\t \x01(\fR\floadSplitKey\x12!\n" +
+	"\fmerging_into\x18\n" +
+	" \x01(\x04R\vmergingInto\x12\x19\n" +
+	"\bmerge_id\x18\v \x01(\x04R\amergeId\x12\x16\n" +
+	"\x06silent\x18\f \x03(\x04R\x06silent\x12\x16\n" +
+	"\x06behind\x18\r \x03(\x04R\x06behind\x12$\n" +
+	"\runinitialised\x18\x0e \x01(\bR\runinitialised\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x0f \x01(\x04R\treplicaId\x12\x19\n" +
+	"\bshard_id\x18\x10 \x01(\x04R\ashardId\"\xc5\x02\n" +
 	"\x0eReportResponse\x12F\n" +
 	"\taddresses\x18\x01 \x03(\v2(.shardd.v1.ReportResponse.AddressesEntryR\taddresses\x12\x1b\n" +
 	"\twant_full\x18\x02 \x01(\bR\bwantFull\x12\x1d\n" +
@@ -2445,9 +3913,136 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x03sum\x18\x03 \x01(\x06R\x03sum\"1\n" +
 	"\x10SnapshotsRequest\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x01 \x01(\fR\tclusterId\"N\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\"\xf0\x02\n" +
+	"\x11SplitShardRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bconf_ver\x18\x03 \x01(\x04R\aconfVer\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12\x12\n" +
+	"\x04keys\x18\x05 \x03(\fR\x04keys\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x14\n" +
+	"\x05parts\x18\a \x01(\rR\x05parts\x12!\n" +
+	"\ftarget_bytes\x18\b \x01(\x04R\vtargetBytes\x12'\n" +
+	"\x0fgroup_delimiter\x18\t \x01(\fR\x0egroupDelimiter\x12\x1f\n" +
+	"\vgroup_count\x18\n" +
+	" \x01(\rR\n" +
+	"groupCount\x12!\n" +
+	"\fgroup_prefix\x18\v \x01(\fR\vgroupPrefix\x12\"\n" +
+	"\rnew_shard_ids\x18\f \x03(\x04R\vnewShardIds\"m\n" +
+	"\x12SplitShardResponse\x12 \n" +
+	"\vdescriptors\x18\x01 \x03(\fR\vdescriptors\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x02 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\x04R\x06leader\"\x89\x02\n" +
+	"\x12FreezeShardRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bmerge_id\x18\x03 \x01(\x04R\amergeId\x12\x19\n" +
+	"\bconf_ver\x18\x04 \x01(\x04R\aconfVer\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12\"\n" +
+	"\rinto_shard_id\x18\x06 \x01(\x04R\vintoShardId\x12\"\n" +
+	"\rinto_conf_ver\x18\a \x01(\x04R\vintoConfVer\x12!\n" +
+	"\finto_version\x18\b \x01(\x04R\vintoVersion\"\x82\x01\n" +
+	"\x13FreezeShardResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x02 \x01(\fR\n" +
+	"descriptor\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\"\x98\x01\n" +
+	"\x12FreezeStateRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bmerge_id\x18\x03 \x01(\x04R\amergeId\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x17\n" +
+	"\await_ms\x18\x05 \x01(\x04R\x06waitMs\"f\n" +
+	"\x13FreezeStateResponse\x12\x16\n" +
+	"\x06frozen\x18\x01 \x01(\bR\x06frozen\x12\x18\n" +
+	"\aapplied\x18\x02 \x01(\x04R\aapplied\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x03 \x01(\x04R\treplicaId\"\xec\x01\n" +
+	"\x12CommitMergeRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bmerge_id\x18\x03 \x01(\x04R\amergeId\x12\x19\n" +
+	"\bconf_ver\x18\x04 \x01(\x04R\aconfVer\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12)\n" +
+	"\x10right_descriptor\x18\x06 \x01(\fR\x0frightDescriptor\x12!\n" +
+	"\ffreeze_index\x18\a \x01(\x04R\vfreezeIndex\"l\n" +
+	"\x13CommitMergeResponse\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x01 \x01(\fR\n" +
+	"descriptor\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x02 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\x04R\x06leader\"\xc3\x01\n" +
+	"\x11AbortMergeRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bmerge_id\x18\x03 \x01(\x04R\amergeId\x12\x19\n" +
+	"\bconf_ver\x18\x04 \x01(\x04R\aconfVer\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12$\n" +
+	"\x0eright_shard_id\x18\x06 \x01(\x04R\frightShardId\"g\n" +
+	"\x12AbortMergeResponse\x12\x1a\n" +
+	"\bdecision\x18\x01 \x01(\tR\bdecision\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x02 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\x04R\x06leader\"\xc6\x01\n" +
+	"\x14MergeDecisionRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x19\n" +
+	"\bmerge_id\x18\x03 \x01(\x04R\amergeId\x12\x19\n" +
+	"\bconf_ver\x18\x04 \x01(\x04R\aconfVer\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12$\n" +
+	"\x0eright_shard_id\x18\x06 \x01(\x04R\frightShardId\"j\n" +
+	"\x15MergeDecisionResponse\x12\x1a\n" +
+	"\bdecision\x18\x01 \x01(\tR\bdecision\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x02 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\x04R\x06leader\"v\n" +
+	"\x10ShardKeysRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"\x8b\x01\n" +
+	"\x11ShardKeysResponse\x12%\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.shardd.v1.HotKeyR\x04keys\x12\x18\n" +
+	"\asampled\x18\x02 \x01(\x04R\asampled\x12\x1d\n" +
+	"\n" +
+	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\"\xec\x01\n" +
+	"\x15RecoverReplicaRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
+	"\bshard_id\x18\x02 \x01(\x04R\ashardId\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x03 \x01(\x04R\treplicaId\x12\x1f\n" +
+	"\vrecovery_id\x18\x04 \x01(\x04R\n" +
+	"recoveryId\x12!\n" +
+	"\ffailed_nodes\x18\x05 \x03(\x04R\vfailedNodes\x12\x16\n" +
+	"\x06action\x18\x06 \x01(\tR\x06action\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\a \x01(\fR\n" +
+	"descriptor\"8\n" +
+	"\x16RecoverReplicaResponse\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x01 \x01(\fR\n" +
+	"descriptor\"I\n" +
+	"\x12FenceStoresRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x14\n" +
+	"\x05nodes\x18\x02 \x03(\x04R\x05nodes\"\x15\n" +
+	"\x13FenceStoresResponse\"N\n" +
 	"\x11SnapshotsResponse\x129\n" +
-	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots2\xc6\x05\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots2\x87\v\n" +
 	"\x0fInternalService\x12:\n" +
 	"\x05Adopt\x12\x17.shardd.v1.AdoptRequest\x1a\x18.shardd.v1.AdoptResponse\x12U\n" +
 	"\x0eCreateReplicas\x12 .shardd.v1.CreateReplicasRequest\x1a!.shardd.v1.CreateReplicasResponse\x127\n" +
@@ -2458,7 +4053,18 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x0eChangeReplicas\x12 .shardd.v1.ChangeReplicasRequest\x1a!.shardd.v1.ChangeReplicasResponse\x12=\n" +
 	"\x06Verify\x12\x18.shardd.v1.VerifyRequest\x1a\x19.shardd.v1.VerifyResponse\x12C\n" +
 	"\bChecksum\x12\x1a.shardd.v1.ChecksumRequest\x1a\x1b.shardd.v1.ChecksumResponse\x12F\n" +
-	"\tSnapshots\x12\x1b.shardd.v1.SnapshotsRequest\x1a\x1c.shardd.v1.SnapshotsResponse2T\n" +
+	"\tSnapshots\x12\x1b.shardd.v1.SnapshotsRequest\x1a\x1c.shardd.v1.SnapshotsResponse\x12I\n" +
+	"\n" +
+	"SplitShard\x12\x1c.shardd.v1.SplitShardRequest\x1a\x1d.shardd.v1.SplitShardResponse\x12L\n" +
+	"\vFreezeShard\x12\x1d.shardd.v1.FreezeShardRequest\x1a\x1e.shardd.v1.FreezeShardResponse\x12L\n" +
+	"\vFreezeState\x12\x1d.shardd.v1.FreezeStateRequest\x1a\x1e.shardd.v1.FreezeStateResponse\x12L\n" +
+	"\vCommitMerge\x12\x1d.shardd.v1.CommitMergeRequest\x1a\x1e.shardd.v1.CommitMergeResponse\x12I\n" +
+	"\n" +
+	"AbortMerge\x12\x1c.shardd.v1.AbortMergeRequest\x1a\x1d.shardd.v1.AbortMergeResponse\x12R\n" +
+	"\rMergeDecision\x12\x1f.shardd.v1.MergeDecisionRequest\x1a .shardd.v1.MergeDecisionResponse\x12F\n" +
+	"\tShardKeys\x12\x1b.shardd.v1.ShardKeysRequest\x1a\x1c.shardd.v1.ShardKeysResponse\x12U\n" +
+	"\x0eRecoverReplica\x12 .shardd.v1.RecoverReplicaRequest\x1a!.shardd.v1.RecoverReplicaResponse\x12L\n" +
+	"\vFenceStores\x12\x1d.shardd.v1.FenceStoresRequest\x1a\x1e.shardd.v1.FenceStoresResponse2T\n" +
 	"\x0fSnapshotService\x12A\n" +
 	"\x06Stream\x12\x18.shardd.v1.StreamRequest\x1a\x19.shardd.v1.StreamResponse(\x010\x01B1Z/github.com/shardd/shardd/api/shardd/v1;sharddv1b\x06proto3"
 
@@ -2474,7 +4080,7 @@ func file_shardd_v1_internal_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_internal_proto_rawDescData
 }
 
-var file_shardd_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_shardd_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_shardd_v1_internal_proto_goTypes = []any{
 	(*StreamRequest)(nil),          // 0: shardd.v1.StreamRequest
 	(*SnapshotReserve)(nil),        // 1: shardd.v1.SnapshotReserve
@@ -2508,14 +4114,34 @@ var file_shardd_v1_internal_proto_goTypes = []any{
 	(*ChecksumResponse)(nil),       // 29: shardd.v1.ChecksumResponse
 	(*SpanSum)(nil),                // 30: shardd.v1.SpanSum
 	(*SnapshotsRequest)(nil),       // 31: shardd.v1.SnapshotsRequest
-	(*SnapshotsResponse)(nil),      // 32: shardd.v1.SnapshotsResponse
-	nil,                            // 33: shardd.v1.AdoptRequest.AddressesEntry
-	nil,                            // 34: shardd.v1.JoinRequest.LabelsEntry
-	nil,                            // 35: shardd.v1.JoinResponse.AddressesEntry
-	nil,                            // 36: shardd.v1.ReportRequest.LabelsEntry
-	nil,                            // 37: shardd.v1.ReportResponse.AddressesEntry
-	(*ReplicaStatus)(nil),          // 38: shardd.v1.ReplicaStatus
-	(*SnapshotProgress)(nil),       // 39: shardd.v1.SnapshotProgress
+	(*SplitShardRequest)(nil),      // 32: shardd.v1.SplitShardRequest
+	(*SplitShardResponse)(nil),     // 33: shardd.v1.SplitShardResponse
+	(*FreezeShardRequest)(nil),     // 34: shardd.v1.FreezeShardRequest
+	(*FreezeShardResponse)(nil),    // 35: shardd.v1.FreezeShardResponse
+	(*FreezeStateRequest)(nil),     // 36: shardd.v1.FreezeStateRequest
+	(*FreezeStateResponse)(nil),    // 37: shardd.v1.FreezeStateResponse
+	(*CommitMergeRequest)(nil),     // 38: shardd.v1.CommitMergeRequest
+	(*CommitMergeResponse)(nil),    // 39: shardd.v1.CommitMergeResponse
+	(*AbortMergeRequest)(nil),      // 40: shardd.v1.AbortMergeRequest
+	(*AbortMergeResponse)(nil),     // 41: shardd.v1.AbortMergeResponse
+	(*MergeDecisionRequest)(nil),   // 42: shardd.v1.MergeDecisionRequest
+	(*MergeDecisionResponse)(nil),  // 43: shardd.v1.MergeDecisionResponse
+	(*ShardKeysRequest)(nil),       // 44: shardd.v1.ShardKeysRequest
+	(*ShardKeysResponse)(nil),      // 45: shardd.v1.ShardKeysResponse
+	(*RecoverReplicaRequest)(nil),  // 46: shardd.v1.RecoverReplicaRequest
+	(*RecoverReplicaResponse)(nil), // 47: shardd.v1.RecoverReplicaResponse
+	(*FenceStoresRequest)(nil),     // 48: shardd.v1.FenceStoresRequest
+	(*FenceStoresResponse)(nil),    // 49: shardd.v1.FenceStoresResponse
+	(*SnapshotsResponse)(nil),      // 50: shardd.v1.SnapshotsResponse
+	nil,                            // 51: shardd.v1.AdoptRequest.AddressesEntry
+	nil,                            // 52: shardd.v1.JoinRequest.LabelsEntry
+	nil,                            // 53: shardd.v1.JoinResponse.AddressesEntry
+	nil,                            // 54: shardd.v1.ReportRequest.LabelsEntry
+	nil,                            // 55: shardd.v1.ReportResponse.AddressesEntry
+	(*Load)(nil),                   // 56: shardd.v1.Load
+	(*ReplicaStatus)(nil),          // 57: shardd.v1.ReplicaStatus
+	(*HotKey)(nil),                 // 58: shardd.v1.HotKey
+	(*SnapshotProgress)(nil),       // 59: shardd.v1.SnapshotProgress
 }
 var file_shardd_v1_internal_proto_depIdxs = []int32{
 	1,  // 0: shardd.v1.StreamRequest.reserve:type_name -> shardd.v1.SnapshotReserve
@@ -2526,43 +4152,64 @@ var file_shardd_v1_internal_proto_depIdxs = []int32{
 	7,  // 5: shardd.v1.StreamResponse.staged:type_name -> shardd.v1.SnapshotStaged
 	8,  // 6: shardd.v1.StreamResponse.installed:type_name -> shardd.v1.SnapshotInstalled
 	9,  // 7: shardd.v1.AdoptRequest.meta_data:type_name -> shardd.v1.KeyValue
-	33, // 8: shardd.v1.AdoptRequest.addresses:type_name -> shardd.v1.AdoptRequest.AddressesEntry
-	34, // 9: shardd.v1.JoinRequest.labels:type_name -> shardd.v1.JoinRequest.LabelsEntry
-	35, // 10: shardd.v1.JoinResponse.addresses:type_name -> shardd.v1.JoinResponse.AddressesEntry
-	36, // 11: shardd.v1.ReportRequest.labels:type_name -> shardd.v1.ReportRequest.LabelsEntry
+	51, // 8: shardd.v1.AdoptRequest.addresses:type_name -> shardd.v1.AdoptRequest.AddressesEntry
+	52, // 9: shardd.v1.JoinRequest.labels:type_name -> shardd.v1.JoinRequest.LabelsEntry
+	53, // 10: shardd.v1.JoinResponse.addresses:type_name -> shardd.v1.JoinResponse.AddressesEntry
+	54, // 11: shardd.v1.ReportRequest.labels:type_name -> shardd.v1.ReportRequest.LabelsEntry
 	17, // 12: shardd.v1.ReportRequest.replicas:type_name -> shardd.v1.ReplicaReport
-	37, // 13: shardd.v1.ReportResponse.addresses:type_name -> shardd.v1.ReportResponse.AddressesEntry
-	38, // 14: shardd.v1.ReplicaResponse.status:type_name -> shardd.v1.ReplicaStatus
-	23, // 15: shardd.v1.ChangeReplicasRequest.changes:type_name -> shardd.v1.ReplicaChange
-	30, // 16: shardd.v1.ChecksumResponse.spans:type_name -> shardd.v1.SpanSum
-	39, // 17: shardd.v1.SnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
-	10, // 18: shardd.v1.InternalService.Adopt:input_type -> shardd.v1.AdoptRequest
-	12, // 19: shardd.v1.InternalService.CreateReplicas:input_type -> shardd.v1.CreateReplicasRequest
-	14, // 20: shardd.v1.InternalService.Join:input_type -> shardd.v1.JoinRequest
-	16, // 21: shardd.v1.InternalService.Report:input_type -> shardd.v1.ReportRequest
-	19, // 22: shardd.v1.InternalService.Replica:input_type -> shardd.v1.ReplicaRequest
-	21, // 23: shardd.v1.InternalService.Transfer:input_type -> shardd.v1.TransferRequest
-	24, // 24: shardd.v1.InternalService.ChangeReplicas:input_type -> shardd.v1.ChangeReplicasRequest
-	26, // 25: shardd.v1.InternalService.Verify:input_type -> shardd.v1.VerifyRequest
-	28, // 26: shardd.v1.InternalService.Checksum:input_type -> shardd.v1.ChecksumRequest
-	31, // 27: shardd.v1.InternalService.Snapshots:input_type -> shardd.v1.SnapshotsRequest
-	0,  // 28: shardd.v1.SnapshotService.Stream:input_type -> shardd.v1.StreamRequest
-	11, // 29: shardd.v1.InternalService.Adopt:output_type -> shardd.v1.AdoptResponse
-	13, // 30: shardd.v1.InternalService.CreateReplicas:output_type -> shardd.v1.CreateReplicasResponse
-	15, // 31: shardd.v1.InternalService.Join:output_type -> shardd.v1.JoinResponse
-	18, // 32: shardd.v1.InternalService.Report:output_type -> shardd.v1.ReportResponse
-	20, // 33: shardd.v1.InternalService.Replica:output_type -> shardd.v1.ReplicaResponse
-	22, // 34: shardd.v1.InternalService.Transfer:output_type -> shardd.v1.TransferResponse
-	25, // 35: shardd.v1.InternalService.ChangeReplicas:output_type -> shardd.v1.ChangeReplicasResponse
-	27, // 36: shardd.v1.InternalService.Verify:output_type -> shardd.v1.VerifyResponse
-	29, // 37: shardd.v1.InternalService.Checksum:output_type -> shardd.v1.ChecksumResponse
-	32, // 38: shardd.v1.InternalService.Snapshots:output_type -> shardd.v1.SnapshotsResponse
-	4,  // 39: shardd.v1.SnapshotService.Stream:output_type -> shardd.v1.StreamResponse
-	29, // [29:40] is the sub-list for method output_type
-	18, // [18:29] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	56, // 13: shardd.v1.ReportRequest.load:type_name -> shardd.v1.Load
+	56, // 14: shardd.v1.ReplicaReport.load:type_name -> shardd.v1.Load
+	55, // 15: shardd.v1.ReportResponse.addresses:type_name -> shardd.v1.ReportResponse.AddressesEntry
+	57, // 16: shardd.v1.ReplicaResponse.status:type_name -> shardd.v1.ReplicaStatus
+	23, // 17: shardd.v1.ChangeReplicasRequest.changes:type_name -> shardd.v1.ReplicaChange
+	30, // 18: shardd.v1.ChecksumResponse.spans:type_name -> shardd.v1.SpanSum
+	58, // 19: shardd.v1.ShardKeysResponse.keys:type_name -> shardd.v1.HotKey
+	59, // 20: shardd.v1.SnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
+	10, // 21: shardd.v1.InternalService.Adopt:input_type -> shardd.v1.AdoptRequest
+	12, // 22: shardd.v1.InternalService.CreateReplicas:input_type -> shardd.v1.CreateReplicasRequest
+	14, // 23: shardd.v1.InternalService.Join:input_type -> shardd.v1.JoinRequest
+	16, // 24: shardd.v1.InternalService.Report:input_type -> shardd.v1.ReportRequest
+	19, // 25: shardd.v1.InternalService.Replica:input_type -> shardd.v1.ReplicaRequest
+	21, // 26: shardd.v1.InternalService.Transfer:input_type -> shardd.v1.TransferRequest
+	24, // 27: shardd.v1.InternalService.ChangeReplicas:input_type -> shardd.v1.ChangeReplicasRequest
+	26, // 28: shardd.v1.InternalService.Verify:input_type -> shardd.v1.VerifyRequest
+	28, // 29: shardd.v1.InternalService.Checksum:input_type -> shardd.v1.ChecksumRequest
+	31, // 30: shardd.v1.InternalService.Snapshots:input_type -> shardd.v1.SnapshotsRequest
+	32, // 31: shardd.v1.InternalService.SplitShard:input_type -> shardd.v1.SplitShardRequest
+	34, // 32: shardd.v1.InternalService.FreezeShard:input_type -> shardd.v1.FreezeShardRequest
+	36, // 33: shardd.v1.InternalService.FreezeState:input_type -> shardd.v1.FreezeStateRequest
+	38, // 34: shardd.v1.InternalService.CommitMerge:input_type -> shardd.v1.CommitMergeRequest
+	40, // 35: shardd.v1.InternalService.AbortMerge:input_type -> shardd.v1.AbortMergeRequest
+	42, // 36: shardd.v1.InternalService.MergeDecision:input_type -> shardd.v1.MergeDecisionRequest
+	44, // 37: shardd.v1.InternalService.ShardKeys:input_type -> shardd.v1.ShardKeysRequest
+	46, // 38: shardd.v1.InternalService.RecoverReplica:input_type -> shardd.v1.RecoverReplicaRequest
+	48, // 39: shardd.v1.InternalService.FenceStores:input_type -> shardd.v1.FenceStoresRequest
+	0,  // 40: shardd.v1.SnapshotService.Stream:input_type -> shardd.v1.StreamRequest
+	11, // 41: shardd.v1.InternalService.Adopt:output_type -> shardd.v1.AdoptResponse
+	13, // 42: shardd.v1.InternalService.CreateReplicas:output_type -> shardd.v1.CreateReplicasResponse
+	15, // 43: shardd.v1.InternalService.Join:output_type -> shardd.v1.JoinResponse
+	18, // 44: shardd.v1.InternalService.Report:output_type -> shardd.v1.ReportResponse
+	20, // 45: shardd.v1.InternalService.Replica:output_type -> shardd.v1.ReplicaResponse
+	22, // 46: shardd.v1.InternalService.Transfer:output_type -> shardd.v1.TransferResponse
+	25, // 47: shardd.v1.InternalService.ChangeReplicas:output_type -> shardd.v1.ChangeReplicasResponse
+	27, // 48: shardd.v1.InternalService.Verify:output_type -> shardd.v1.VerifyResponse
+	29, // 49: shardd.v1.InternalService.Checksum:output_type -> shardd.v1.ChecksumResponse
+	50, // 50: shardd.v1.InternalService.Snapshots:output_type -> shardd.v1.SnapshotsResponse
+	33, // 51: shardd.v1.InternalService.SplitShard:output_type -> shardd.v1.SplitShardResponse
+	35, // 52: shardd.v1.InternalService.FreezeShard:output_type -> shardd.v1.FreezeShardResponse
+	37, // 53: shardd.v1.InternalService.FreezeState:output_type -> shardd.v1.FreezeStateResponse
+	39, // 54: shardd.v1.InternalService.CommitMerge:output_type -> shardd.v1.CommitMergeResponse
+	41, // 55: shardd.v1.InternalService.AbortMerge:output_type -> shardd.v1.AbortMergeResponse
+	43, // 56: shardd.v1.InternalService.MergeDecision:output_type -> shardd.v1.MergeDecisionResponse
+	45, // 57: shardd.v1.InternalService.ShardKeys:output_type -> shardd.v1.ShardKeysResponse
+	47, // 58: shardd.v1.InternalService.RecoverReplica:output_type -> shardd.v1.RecoverReplicaResponse
+	49, // 59: shardd.v1.InternalService.FenceStores:output_type -> shardd.v1.FenceStoresResponse
+	4,  // 60: shardd.v1.SnapshotService.Stream:output_type -> shardd.v1.StreamResponse
+	41, // [41:61] is the sub-list for method output_type
+	21, // [21:41] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_internal_proto_init() }
@@ -2588,7 +4235,7 @@ func file_shardd_v1_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_internal_proto_rawDesc), len(file_shardd_v1_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -29,6 +29,15 @@ const (
 	InternalService_Verify_FullMethodName         = "/shardd.v1.InternalService/Verify"
 	InternalService_Checksum_FullMethodName       = "/shardd.v1.InternalService/Checksum"
 	InternalService_Snapshots_FullMethodName      = "/shardd.v1.InternalService/Snapshots"
+	InternalService_SplitShard_FullMethodName     = "/shardd.v1.InternalService/SplitShard"
+	InternalService_FreezeShard_FullMethodName    = "/shardd.v1.InternalService/FreezeShard"
+	InternalService_FreezeState_FullMethodName    = "/shardd.v1.InternalService/FreezeState"
+	InternalService_CommitMerge_FullMethodName    = "/shardd.v1.InternalService/CommitMerge"
+	InternalService_AbortMerge_FullMethodName     = "/shardd.v1.InternalService/AbortMerge"
+	InternalService_MergeDecision_FullMethodName  = "/shardd.v1.InternalService/MergeDecision"
+	InternalService_ShardKeys_FullMethodName      = "/shardd.v1.InternalService/ShardKeys"
+	InternalService_RecoverReplica_FullMethodName = "/shardd.v1.InternalService/RecoverReplica"
+	InternalService_FenceStores_FullMethodName    = "/shardd.v1.InternalService/FenceStores"
 )
 
 // InternalServiceClient is the client API for InternalService service.
@@ -58,6 +67,24 @@ type InternalServiceClient interface {
 	Checksum(ctx context.Context, in *ChecksumRequest, opts ...grpc.CallOption) (*ChecksumResponse, error)
 	// Snapshots returns the local snapshot streams.
 	Snapshots(ctx context.Context, in *SnapshotsRequest, opts ...grpc.CallOption) (*SnapshotsResponse, error)
+	// SplitShard asks the local leader of a shard to split it, and answers once that is applied.
+	SplitShard(ctx context.Context, in *SplitShardRequest, opts ...grpc.CallOption) (*SplitShardResponse, error)
+	// FreezeShard asks the local leader of a shard to freeze it for a merge, and answers once that is applied.
+	FreezeShard(ctx context.Context, in *FreezeShardRequest, opts ...grpc.CallOption) (*FreezeShardResponse, error)
+	// FreezeState says whether the local replica is frozen for a merge; it waits for it up to wait_ms.
+	FreezeState(ctx context.Context, in *FreezeStateRequest, opts ...grpc.CallOption) (*FreezeStateResponse, error)
+	// CommitMerge asks the local leader of the left shard to take in the right one.
+	CommitMerge(ctx context.Context, in *CommitMergeRequest, opts ...grpc.CallOption) (*CommitMergeResponse, error)
+	// AbortMerge asks the local leader of the left shard to decide against a merge.
+	AbortMerge(ctx context.Context, in *AbortMergeRequest, opts ...grpc.CallOption) (*AbortMergeResponse, error)
+	// MergeDecision asks the local leader of the left shard what has become of a merge.
+	MergeDecision(ctx context.Context, in *MergeDecisionRequest, opts ...grpc.CallOption) (*MergeDecisionResponse, error)
+	// ShardKeys returns the busiest keys of a shard that the node leads, or keys that divide its data evenly.
+	ShardKeys(ctx context.Context, in *ShardKeysRequest, opts ...grpc.CallOption) (*ShardKeysResponse, error)
+	// RecoverReplica makes the local replica of a shard that has lost its quorum for ever its only voter.
+	RecoverReplica(ctx context.Context, in *RecoverReplicaRequest, opts ...grpc.CallOption) (*RecoverReplicaResponse, error)
+	// FenceStores has the node refuse everything from stores that are gone for good. Kept on disk.
+	FenceStores(ctx context.Context, in *FenceStoresRequest, opts ...grpc.CallOption) (*FenceStoresResponse, error)
 }
 
 type internalServiceClient struct {
@@ -168,6 +195,96 @@ func (c *internalServiceClient) Snapshots(ctx context.Context, in *SnapshotsRequ
 	return out, nil
 }
 
+func (c *internalServiceClient) SplitShard(ctx context.Context, in *SplitShardRequest, opts ...grpc.CallOption) (*SplitShardResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SplitShardResponse)
+	err := c.cc.Invoke(ctx, InternalService_SplitShard_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) FreezeShard(ctx context.Context, in *FreezeShardRequest, opts ...grpc.CallOption) (*FreezeShardResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FreezeShardResponse)
+	err := c.cc.Invoke(ctx, InternalService_FreezeShard_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) FreezeState(ctx context.Context, in *FreezeStateRequest, opts ...grpc.CallOption) (*FreezeStateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FreezeStateResponse)
+	err := c.cc.Invoke(ctx, InternalService_FreezeState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) CommitMerge(ctx context.Context, in *CommitMergeRequest, opts ...grpc.CallOption) (*CommitMergeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CommitMergeResponse)
+	err := c.cc.Invoke(ctx, InternalService_CommitMerge_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) AbortMerge(ctx context.Context, in *AbortMergeRequest, opts ...grpc.CallOption) (*AbortMergeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AbortMergeResponse)
+	err := c.cc.Invoke(ctx, InternalService_AbortMerge_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) MergeDecision(ctx context.Context, in *MergeDecisionRequest, opts ...grpc.CallOption) (*MergeDecisionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MergeDecisionResponse)
+	err := c.cc.Invoke(ctx, InternalService_MergeDecision_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) ShardKeys(ctx context.Context, in *ShardKeysRequest, opts ...grpc.CallOption) (*ShardKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShardKeysResponse)
+	err := c.cc.Invoke(ctx, InternalService_ShardKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) RecoverReplica(ctx context.Context, in *RecoverReplicaRequest, opts ...grpc.CallOption) (*RecoverReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecoverReplicaResponse)
+	err := c.cc.Invoke(ctx, InternalService_RecoverReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *internalServiceClient) FenceStores(ctx context.Context, in *FenceStoresRequest, opts ...grpc.CallOption) (*FenceStoresResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FenceStoresResponse)
+	err := c.cc.Invoke(ctx, InternalService_FenceStores_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InternalServiceServer is the server API for InternalService service.
 // All implementations must embed UnimplementedInternalServiceServer
 // for forward compatibility.
@@ -195,6 +312,24 @@ type InternalServiceServer interface {
 	Checksum(context.Context, *ChecksumRequest) (*ChecksumResponse, error)
 	// Snapshots returns the local snapshot streams.
 	Snapshots(context.Context, *SnapshotsRequest) (*SnapshotsResponse, error)
+	// SplitShard asks the local leader of a shard to split it, and answers once that is applied.
+	SplitShard(context.Context, *SplitShardRequest) (*SplitShardResponse, error)
+	// FreezeShard asks the local leader of a shard to freeze it for a merge, and answers once that is applied.
+	FreezeShard(context.Context, *FreezeShardRequest) (*FreezeShardResponse, error)
+	// FreezeState says whether the local replica is frozen for a merge; it waits for it up to wait_ms.
+	FreezeState(context.Context, *FreezeStateRequest) (*FreezeStateResponse, error)
+	// CommitMerge asks the local leader of the left shard to take in the right one.
+	CommitMerge(context.Context, *CommitMergeRequest) (*CommitMergeResponse, error)
+	// AbortMerge asks the local leader of the left shard to decide against a merge.
+	AbortMerge(context.Context, *AbortMergeRequest) (*AbortMergeResponse, error)
+	// MergeDecision asks the local leader of the left shard what has become of a merge.
+	MergeDecision(context.Context, *MergeDecisionRequest) (*MergeDecisionResponse, error)
+	// ShardKeys returns the busiest keys of a shard that the node leads, or keys that divide its data evenly.
+	ShardKeys(context.Context, *ShardKeysRequest) (*ShardKeysResponse, error)
+	// RecoverReplica makes the local replica of a shard that has lost its quorum for ever its only voter.
+	RecoverReplica(context.Context, *RecoverReplicaRequest) (*RecoverReplicaResponse, error)
+	// FenceStores has the node refuse everything from stores that are gone for good. Kept on disk.
+	FenceStores(context.Context, *FenceStoresRequest) (*FenceStoresResponse, error)
 	mustEmbedUnimplementedInternalServiceServer()
 }
 
@@ -234,6 +369,33 @@ func (UnimplementedInternalServiceServer) Checksum(context.Context, *ChecksumReq
 }
 func (UnimplementedInternalServiceServer) Snapshots(context.Context, *SnapshotsRequest) (*SnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Snapshots not implemented")
+}
+func (UnimplementedInternalServiceServer) SplitShard(context.Context, *SplitShardRequest) (*SplitShardResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SplitShard not implemented")
+}
+func (UnimplementedInternalServiceServer) FreezeShard(context.Context, *FreezeShardRequest) (*FreezeShardResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FreezeShard not implemented")
+}
+func (UnimplementedInternalServiceServer) FreezeState(context.Context, *FreezeStateRequest) (*FreezeStateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FreezeState not implemented")
+}
+func (UnimplementedInternalServiceServer) CommitMerge(context.Context, *CommitMergeRequest) (*CommitMergeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommitMerge not implemented")
+}
+func (UnimplementedInternalServiceServer) AbortMerge(context.Context, *AbortMergeRequest) (*AbortMergeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AbortMerge not implemented")
+}
+func (UnimplementedInternalServiceServer) MergeDecision(context.Context, *MergeDecisionRequest) (*MergeDecisionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MergeDecision not implemented")
+}
+func (UnimplementedInternalServiceServer) ShardKeys(context.Context, *ShardKeysRequest) (*ShardKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShardKeys not implemented")
+}
+func (UnimplementedInternalServiceServer) RecoverReplica(context.Context, *RecoverReplicaRequest) (*RecoverReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecoverReplica not implemented")
+}
+func (UnimplementedInternalServiceServer) FenceStores(context.Context, *FenceStoresRequest) (*FenceStoresResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FenceStores not implemented")
 }
 func (UnimplementedInternalServiceServer) mustEmbedUnimplementedInternalServiceServer() {}
 func (UnimplementedInternalServiceServer) testEmbeddedByValue()                         {}
@@ -436,6 +598,168 @@ func _InternalService_Snapshots_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InternalService_SplitShard_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SplitShardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).SplitShard(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_SplitShard_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).SplitShard(ctx, req.(*SplitShardRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_FreezeShard_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FreezeShardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).FreezeShard(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_FreezeShard_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).FreezeShard(ctx, req.(*FreezeShardRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_FreezeState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FreezeStateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).FreezeState(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_FreezeState_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).FreezeState(ctx, req.(*FreezeStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_CommitMerge_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommitMergeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).CommitMerge(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_CommitMerge_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).CommitMerge(ctx, req.(*CommitMergeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_AbortMerge_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AbortMergeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).AbortMerge(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_AbortMerge_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).AbortMerge(ctx, req.(*AbortMergeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_MergeDecision_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MergeDecisionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).MergeDecision(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_MergeDecision_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).MergeDecision(ctx, req.(*MergeDecisionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_ShardKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShardKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).ShardKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_ShardKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).ShardKeys(ctx, req.(*ShardKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_RecoverReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecoverReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).RecoverReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_RecoverReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).RecoverReplica(ctx, req.(*RecoverReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _InternalService_FenceStores_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FenceStoresRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).FenceStores(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_FenceStores_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).FenceStores(ctx, req.(*FenceStoresRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // InternalService_ServiceDesc is the grpc.ServiceDesc for InternalService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -482,6 +806,42 @@ var InternalService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Snapshots",
 			Handler:    _InternalService_Snapshots_Handler,
+		},
+		{
+			MethodName: "SplitShard",
+			Handler:    _InternalService_SplitShard_Handler,
+		},
+		{
+			MethodName: "FreezeShard",
+			Handler:    _InternalService_FreezeShard_Handler,
+		},
+		{
+			MethodName: "FreezeState",
+			Handler:    _InternalService_FreezeState_Handler,
+		},
+		{
+			MethodName: "CommitMerge",
+			Handler:    _InternalService_CommitMerge_Handler,
+		},
+		{
+			MethodName: "AbortMerge",
+			Handler:    _InternalService_AbortMerge_Handler,
+		},
+		{
+			MethodName: "MergeDecision",
+			Handler:    _InternalService_MergeDecision_Handler,
+		},
+		{
+			MethodName: "ShardKeys",
+			Handler:    _InternalService_ShardKeys_Handler,
+		},
+		{
+			MethodName: "RecoverReplica",
+			Handler:    _InternalService_RecoverReplica_Handler,
+		},
+		{
+			MethodName: "FenceStores",
+			Handler:    _InternalService_FenceStores_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
