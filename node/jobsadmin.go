@@ -1,9 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -120,9 +122,14 @@ func (r *jobRunner) start(ctx context.Context, spec *pb.JobSpec, dry bool) (*pla
 	if err != nil {
 		return nil, err
 	}
+	by, err := placement.ParseSplitBy(spec.SplitBy)
+	if err != nil {
+		return nil, err
+	}
 	s := placement.JobSpec{
 		Kind: kind, Shard: base.ShardID(spec.ShardId), From: base.StoreID(spec.FromNode), To: base.StoreID(spec.ToNode),
-		Learner: spec.Learner, Replicas: spec.Replicas, Rate: spec.BytesPerSecond,
+		Learner: spec.Learner, Replicas: spec.Replicas, Rate: spec.BytesPerSecond, Keys: sortedKeys(spec.Keys),
+		Parts: spec.Parts, By: by, Start: spec.Start, End: spec.End, Right: base.ShardID(spec.RightShardId),
 	}
 	if err := placement.CheckSpec(s); err != nil {
 		return nil, err
@@ -148,6 +155,13 @@ func (r *jobRunner) start(ctx context.Context, spec *pb.JobSpec, dry bool) (*pla
 	return j, nil
 }
 
+// sortedKeys is a list of keys in order, each once.
+func sortedKeys(keys [][]byte) [][]byte {
+	out := slices.Clone(keys)
+	slices.SortFunc(out, bytes.Compare)
+	return slices.CompactFunc(out, bytes.Equal)
+}
+
 // plan checks what is asked for against the cluster as it is.
 func (r *jobRunner) plan(ctx context.Context, s placement.JobSpec, dry bool) (*placement.Job, error) {
 	switch s.Kind {
@@ -161,6 +175,8 @@ func (r *jobRunner) plan(ctx context.Context, s placement.JobSpec, dry bool) (*p
 		return &placement.Job{Spec: s, State: placement.JobRunning, Steps: []placement.Step{step}}, nil
 	case placement.JobDrain:
 		return r.planDrain(ctx, s, dry)
+	case placement.JobSplit, placement.JobMerge, placement.JobScatter, placement.JobDecommission:
+		return nil, status.Errorf(codes.Unimplemented, "this node knows no jobs that %s", s.Kind)
 	}
 	now, err := r.world.now(ctx, s.Shard)
 	if err != nil {
@@ -292,7 +308,12 @@ func jobProto(j *placement.Job) *pb.Job {
 		Spec: &pb.JobSpec{
 			Kind: j.Spec.Kind.String(), ShardId: uint64(j.Spec.Shard), FromNode: uint64(j.Spec.From),
 			ToNode: uint64(j.Spec.To), Learner: j.Spec.Learner, Replicas: j.Spec.Replicas, BytesPerSecond: j.Spec.Rate,
+			Keys: j.Spec.Keys, Parts: j.Spec.Parts, Start: j.Spec.Start, End: j.Spec.End,
+			RightShardId: uint64(j.Spec.Right), Origin: j.Spec.Origin.String(), Reason: j.Spec.Reason,
 		},
+	}
+	if j.Spec.Kind == placement.JobSplit && len(j.Spec.Keys) == 0 {
+		out.Spec.SplitBy = j.Spec.By.String()
 	}
 	for i := range j.Steps {
 		s := &j.Steps[i]

@@ -31,7 +31,7 @@ func newJobMetrics(reg prometheus.Registerer) *jobMetrics {
 		}, []string{"kind"}),
 	}
 	reg.MustRegister(m.running, m.ended, m.steps, m.seconds)
-	for k := placement.JobMove; k <= placement.JobVerify; k++ {
+	for k := placement.JobMove; k <= placement.JobDecommission; k++ {
 		m.running.WithLabelValues(k.String())
 	}
 	return m

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strconv"
@@ -25,11 +26,16 @@ const (
 	JobPromote       JobKind = 4
 	JobDrain         JobKind = 5
 	JobVerify        JobKind = 6
+	JobSplit         JobKind = 7
+	JobMerge         JobKind = 8
+	JobScatter       JobKind = 9
+	JobDecommission  JobKind = 10
 )
 
 var jobKinds = [...]string{
 	JobMove: "move", JobAddReplica: "add-replica", JobRemoveReplica: "remove-replica", JobPromote: "promote",
-	JobDrain: "drain", JobVerify: "verify",
+	JobDrain: "drain", JobVerify: "verify", JobSplit: "split", JobMerge: "merge", JobScatter: "scatter",
+	JobDecommission: "decommission",
 }
 
 // String returns the word that the API and the command line use.
@@ -96,8 +102,8 @@ func word(words []string, i int) string {
 // JobSpec is what was asked for. Fields that a kind does not use are zero.
 type JobSpec struct {
 	Kind  JobKind
-	Shard base.ShardID // verify: 0 means all
-	From  base.StoreID // move, remove-replica, drain: the node that loses
+	Shard base.ShardID // verify: 0 means all; split: 0 means those of the keys; scatter: 0 means those of the range
+	From  base.StoreID // move, remove-replica, drain, decommission: the node that loses
 	To    base.StoreID // move, add-replica, promote: the node that gets
 	// Learner: add-replica stops at a learner; a move is that of a learner.
 	Learner bool
@@ -105,7 +111,56 @@ type JobSpec struct {
 	Replicas bool
 	// Rate bounds what each replica reads for a verify, in bytes per second; 0 means the default.
 	Rate uint64
+	// Keys are the routing keys of a split, ascending; without them the leader chooses: Parts of about equal size or
+	// load, as By says. Parts 0 means 2, or as many as the driver's target size makes.
+	Keys  [][]byte
+	Parts uint32
+	By    SplitBy
+	// Start and End are the routing keys of the range that a scatter spreads.
+	Start, End []byte
+	// Right is the right neighbour that a merge takes in.
+	Right base.ShardID
+	// Origin is who wants it, Reason why the driver does.
+	Origin Origin
+	Reason string
 }
+
+// SplitBy is what the parts of a split are to be equal in. The numbers are part of the format.
+type SplitBy uint8
+
+// Measures.
+const (
+	SplitBySize SplitBy = 0
+	SplitByLoad SplitBy = 1
+)
+
+var splitBys = [...]string{SplitBySize: "size", SplitByLoad: "load"}
+
+// String returns the word that the API uses: size or load.
+func (b SplitBy) String() string { return word(splitBys[:], int(b)) }
+
+// ParseSplitBy is the reverse of String; empty means size. The error wraps ErrInvalid.
+func ParseSplitBy(s string) (SplitBy, error) {
+	switch s {
+	case "", splitBys[SplitBySize]:
+		return SplitBySize, nil
+	case splitBys[SplitByLoad]:
+		return SplitByLoad, nil
+	}
+	return 0, fmt.Errorf("split by %.32q: want size or load: %w", s, ErrInvalid)
+}
+
+// Origin is who started a job. The numbers are part of the format.
+type Origin uint8
+
+// Origins.
+const (
+	OriginUser   Origin = 0
+	OriginDriver Origin = 1
+)
+
+// String returns the word that the API uses: user or driver.
+func (o Origin) String() string { return word([]string{"user", "driver"}, int(o)) }
 
 // Job is the record of one job. It is a value of the meta shard; whoever runs it holds a copy.
 type Job struct {
@@ -129,6 +184,10 @@ type Job struct {
 	Cursor []byte
 	// Findings are what a verify has found, one line each.
 	Findings []string
+	// Version is that of the shard's epoch when a split or a merge began: a higher one says that it was done.
+	Version uint64
+	// Merge names the merge.
+	Merge uint64
 	// Wall times of the meta leader in Unix milliseconds, for people only; 0 if not yet.
 	Started, Updated, Ended uint64
 }
@@ -164,7 +223,13 @@ const (
 	maxSteps    = 64
 	maxMoves    = 16
 	maxFindings = 200
+	// MaxJobKeys and maxKeyBytes bound the keys of one split.
+	MaxJobKeys  = 4096
+	maxKeyBytes = 512 << 10
 )
+
+// jobVersion is the layout version of a job record. Version 1 ended with the findings.
+const jobVersion = 2
 
 // Append encodes:
 //
@@ -174,9 +239,11 @@ const (
 //	u16 steps x { text name | u8 state | text detail | u64 bytes done | bytes | rate | lag | done | total }
 //	u16 moves x { u64 shard | u64 replica | u64 to | u8 flags (1: learner) | u8 state | text error }
 //	u16 findings x text
+//	u16 keys x text | u32 parts | u8 by | text start | text end | u64 right | u8 origin | text reason
+//	u64 version | u64 merge
 func (j *Job) Append(buf []byte) []byte {
 	u64 := binary.BigEndian.AppendUint64
-	buf = append(buf, recordVersion)
+	buf = append(buf, jobVersion)
 	buf = u64(u64(u64(buf, uint64(j.ID)), j.Rev), j.Owner)
 	buf = append(buf, byte(j.Spec.Kind))
 	buf = u64(u64(u64(buf, uint64(j.Spec.Shard)), uint64(j.Spec.From)), uint64(j.Spec.To))
@@ -204,7 +271,15 @@ func (j *Job) Append(buf []byte) []byte {
 	for _, f := range findings {
 		buf = appendText(buf, clip(f))
 	}
-	return buf
+	buf = binary.BigEndian.AppendUint16(buf, uint16(len(j.Spec.Keys)))
+	for _, k := range j.Spec.Keys {
+		buf = appendText(buf, string(k))
+	}
+	buf = append(binary.BigEndian.AppendUint32(buf, j.Spec.Parts), byte(j.Spec.By))
+	buf = appendText(appendText(buf, string(j.Spec.Start)), string(j.Spec.End))
+	buf = append(u64(buf, uint64(j.Spec.Right)), byte(j.Spec.Origin))
+	buf = appendText(buf, clip(j.Spec.Reason))
+	return u64(u64(buf, j.Version), j.Merge)
 }
 
 const (
@@ -229,7 +304,7 @@ func clip(s string) string {
 
 // DecodeJob is the reverse of Append; errors wrap base.ErrCorrupt.
 func DecodeJob(b []byte) (*Job, error) {
-	r := newReader("job record", b)
+	r, version := newReaderOf("job record", b, jobVersion)
 	j := &Job{ID: JobID(r.u64()), Rev: r.u64(), Owner: r.u64()}
 	j.Spec = JobSpec{
 		Kind: JobKind(r.u8()), Shard: base.ShardID(r.u64()), From: base.StoreID(r.u64()), To: base.StoreID(r.u64()),
@@ -258,6 +333,9 @@ func DecodeJob(b []byte) (*Job, error) {
 	for i := r.u16(); i > 0 && r.err == nil; i-- {
 		j.Findings = append(j.Findings, r.text())
 	}
+	if version > 1 {
+		r.jobTail(j)
+	}
 	if err := r.end(); err != nil {
 		return nil, err
 	}
@@ -265,6 +343,23 @@ func DecodeJob(b []byte) (*Job, error) {
 		return nil, fmt.Errorf("%w: %w", err, base.ErrCorrupt)
 	}
 	return j, nil
+}
+
+// jobTail reads what came with version 2.
+func (r *reader) jobTail(j *Job) {
+	key := func() []byte {
+		if k := r.text(); k != "" {
+			return []byte(k)
+		}
+		return nil
+	}
+	for i := r.u16(); i > 0 && r.err == nil; i-- {
+		j.Spec.Keys = append(j.Spec.Keys, key())
+	}
+	j.Spec.Parts, j.Spec.By = uint32(r.u32()), SplitBy(r.u8())
+	j.Spec.Start, j.Spec.End = key(), key()
+	j.Spec.Right, j.Spec.Origin, j.Spec.Reason = base.ShardID(r.u64()), Origin(r.u8()), r.text()
+	j.Version, j.Merge = r.u64(), r.u64()
 }
 
 // flags reads a byte of flags and refuses those that are not known.
@@ -281,7 +376,7 @@ func (j *Job) Validate() error {
 	switch {
 	case j.ID == 0:
 		return fmt.Errorf("job id 0")
-	case j.Spec.Kind < JobMove || j.Spec.Kind > JobVerify:
+	case j.Spec.Kind < JobMove || j.Spec.Kind > JobDecommission:
 		return fmt.Errorf("job %s: unknown kind %d", j.ID, j.Spec.Kind)
 	case j.State < JobRunning || j.State > JobCancelled:
 		return fmt.Errorf("job %s: unknown state %d", j.ID, j.State)
@@ -289,6 +384,13 @@ func (j *Job) Validate() error {
 		return fmt.Errorf("job %s: %d moves, at most %d", j.ID, len(j.Moves), maxMoves)
 	case len(j.Cursor) > base.MaxKeySize+1:
 		return fmt.Errorf("job %s: cursor of %d bytes", j.ID, len(j.Cursor))
+	case j.Spec.By > SplitByLoad || j.Spec.Origin > OriginDriver:
+		return fmt.Errorf("job %s: split by %d, origin %d", j.ID, j.Spec.By, j.Spec.Origin)
+	case len(j.Spec.Start) > base.MaxKeySize+1 || len(j.Spec.End) > base.MaxKeySize+1:
+		return fmt.Errorf("job %s: range of keys of %d and %d bytes", j.ID, len(j.Spec.Start), len(j.Spec.End))
+	}
+	if err := checkKeys(j.Spec.Keys); err != nil {
+		return fmt.Errorf("job %s: %w", j.ID, err)
 	}
 	for _, s := range j.Steps {
 		if s.State < StepWaiting || s.State > StepFailed {
@@ -299,6 +401,27 @@ func (j *Job) Validate() error {
 		if m.Shard == 0 || m.To == 0 || m.State < JobRunning || m.State > JobCancelled {
 			return fmt.Errorf("job %s: move of %s to %s in state %d", j.ID, m.Shard, m.To, m.State)
 		}
+	}
+	return nil
+}
+
+// checkKeys checks the number, size and order of the keys of a split.
+func checkKeys(keys [][]byte) error {
+	if len(keys) > MaxJobKeys {
+		return fmt.Errorf("%d keys, at most %d: split in several steps", len(keys), MaxJobKeys)
+	}
+	sum := 0
+	for i, k := range keys {
+		sum += len(k)
+		switch {
+		case len(k) == 0 || len(k) > maxIndexEnd:
+			return fmt.Errorf("key %x of %d bytes, want 1 to %d", k, len(k), maxIndexEnd)
+		case i > 0 && bytes.Compare(keys[i-1], k) >= 0:
+			return fmt.Errorf("key %x is out of order", k)
+		}
+	}
+	if sum > maxKeyBytes {
+		return fmt.Errorf("keys of %d bytes, at most %d: split in several steps", sum, maxKeyBytes)
 	}
 	return nil
 }

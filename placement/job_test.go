@@ -32,6 +32,15 @@ func sampleJobs() []*Job {
 			Findings: []string{"s12: n2 and n3 differ"}, Started: 1, Updated: 2, Ended: 3,
 		},
 		{ID: 10, State: JobFailed, Spec: JobSpec{Kind: JobAddReplica, Shard: 1, To: 3, Learner: true}},
+		{
+			ID: 11, State: JobRunning, Version: 5, Spec: JobSpec{
+				Kind: JobSplit, Shard: 12, Keys: [][]byte{[]byte("\x02k"), []byte("\x02l")}, Parts: 3, By: SplitByLoad,
+				Origin: OriginDriver, Reason: "above the split size",
+			},
+		},
+		{ID: 12, State: JobRunning, Version: 6, Merge: 1 << 50, Spec: JobSpec{Kind: JobMerge, Shard: 12, Right: 13}},
+		{ID: 13, State: JobDone, Spec: JobSpec{Kind: JobScatter, Start: []byte("\x02a"), End: []byte("\x02b")}},
+		{ID: 14, State: JobRunning, Spec: JobSpec{Kind: JobDecommission, From: 3}},
 	}
 }
 
@@ -63,7 +72,7 @@ func TestJobRecordsReadBackAsTheyWereWritten(t *testing.T) {
 			t.Errorf("%s: a clone encodes differently", j.ID)
 		}
 		newer := bytes.Clone(enc)
-		newer[0]++
+		newer[0] = jobVersion + 1
 		if _, err := DecodeJob(newer); !errors.Is(err, base.ErrCorrupt) {
 			t.Errorf("a newer layout: %v", err)
 		}
@@ -123,7 +132,7 @@ func TestLongTextsAndListsOfAJobAreCut(t *testing.T) {
 }
 
 func TestKindsAndStatesHaveTheWordsOfTheAPI(t *testing.T) {
-	for k := JobMove; k <= JobVerify; k++ {
+	for k := JobMove; k <= JobDecommission; k++ {
 		if got, err := ParseJobKind(k.String()); err != nil || got != k {
 			t.Errorf("%s: %v, %v", k, got, err)
 		}
@@ -135,9 +144,9 @@ func TestKindsAndStatesHaveTheWordsOfTheAPI(t *testing.T) {
 	}
 	got := fmt.Sprint(JobRunning, JobCancelling, JobDone, JobFailed, JobCancelled, StepWaiting, StepRunning, StepDone,
 		StepSkipped, StepFailed, DrainNone, DrainLeaders, DrainReplicas, ChangeAddLearner, ChangePromote, ChangeDemote,
-		ChangeRemove, JobID(7), JobKind(9))
+		ChangeRemove, JobID(7), JobKind(19))
 	want := "running cancelling done failed cancelled waiting running done skipped failed none leaders replicas " +
-		"add-learner promote demote remove j7 9"
+		"add-learner promote demote remove j7 19"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 
@@ -51,6 +52,9 @@ func (e *RefusedError) Error() string {
 	return e.Reason + ": " + e.Remedy
 }
 
+// maxParts bounds the parts of one split.
+const maxParts = 1024
+
 // CheckSpec says what is wrong with a spec in itself; the error wraps ErrInvalid.
 func CheckSpec(s JobSpec) error {
 	need := func(what string, on bool) error {
@@ -68,9 +72,21 @@ func CheckSpec(s JobSpec) error {
 		errs = append(errs, need("a shard", s.Shard != 0), need("a node that gets the replica", s.To != 0))
 	case JobRemoveReplica:
 		errs = append(errs, need("a shard", s.Shard != 0), need("a node that loses its replica", s.From != 0))
-	case JobDrain:
+	case JobDrain, JobDecommission:
 		errs = append(errs, need("a node", s.From != 0))
 	case JobVerify:
+	case JobSplit:
+		errs = append(errs, need("a shard or keys", s.Shard != 0 || len(s.Keys) > 0),
+			need("either keys or a number of parts", len(s.Keys) == 0 || s.Parts == 0),
+			need("at most 1024 parts", s.Parts <= maxParts), need("2 parts at least", s.Parts != 1))
+		if err := checkKeys(s.Keys); err != nil {
+			errs = append(errs, fmt.Errorf("split: %w: %w", err, ErrInvalid))
+		}
+	case JobMerge:
+		errs = append(errs, need("a shard", s.Shard != 0), need("two different shards", s.Shard != s.Right))
+	case JobScatter:
+		errs = append(errs, need("a shard or a range of keys", s.Shard != 0 || len(s.Start) > 0),
+			need("a range that ends behind its start", s.Shard != 0 || bytes.Compare(s.Start, s.End) < 0))
 	default:
 		return fmt.Errorf("unknown kind of job %d: %w", s.Kind, ErrInvalid)
 	}

@@ -43,19 +43,34 @@ func (j *Job) locks() []lock {
 	switch j.Spec.Kind {
 	case JobVerify:
 		return nil
-	case JobDrain:
-		out := []lock{{nodeLock(j.Spec.From), j.Spec.From.String()}}
-		for _, m := range j.Moves {
-			out = append(out, shard(m.Shard))
-		}
-		return out
+	case JobDrain, JobDecommission:
+		return append([]lock{{nodeLock(j.Spec.From), j.Spec.From.String()}}, moveLocks(j)...)
+	case JobMerge:
+		return []lock{shard(j.Spec.Shard), shard(j.Spec.Right)}
+	case JobScatter:
+		return moveLocks(j)
+	}
+	if j.Spec.Shard == 0 { // a split at keys: a shard that changes meanwhile refuses it, and is looked at again
+		return nil
 	}
 	return []lock{shard(j.Spec.Shard)}
 }
 
+// moveLocks are those of the shards that the job moves now.
+func moveLocks(j *Job) (out []lock) {
+	for _, m := range j.Moves {
+		out = append(out, lock{shardLock(m.Shard), m.Shard.String()})
+	}
+	return out
+}
+
 // CreateJob gives the job an id and records it with its locks; a drain marks its node in the same write. *BusyError:
-// another job runs where this one would. Any error but that and ErrInvalid leaves open whether the job was recorded.
-func (d *Directory) CreateJob(ctx context.Context, j *Job) error {
+// another job runs where this one would. Any error but that and ErrInvalid leaves open whether the job was recorded. A
+// decommission marks its node as leaving in the same write.
+func (d *Directory) CreateJob(ctx context.Context, j *Job) error { return d.createJob(ctx, j, nil) }
+
+// createJob records a job, of a driver only while it holds its fence.
+func (d *Directory) createJob(ctx context.Context, j *Job, f *Fence) error {
 	id, err := d.AllocIDs(ctx, JobIDs, 1)
 	if err != nil {
 		return fmt.Errorf("create job: %w", err)
@@ -65,11 +80,15 @@ func (d *Directory) CreateJob(ctx context.Context, j *Job) error {
 		return fmt.Errorf("create job: %w: %w", err, ErrInvalid)
 	}
 	return d.retry(ctx, "create job", func() ([]wire.Sub, error) {
+		steps, err := d.fenced(ctx, f)
+		if err != nil {
+			return nil, err
+		}
 		take, err := d.takeLocks(ctx, j, nil)
 		if err != nil {
 			return nil, err
 		}
-		steps := append([]wire.Sub{checkVersion(jobKey(j.ID), 0)}, take...)
+		steps = append(append(steps, checkVersion(jobKey(j.ID), 0)), take...)
 		steps = append(steps, wire.Sub{Code: wire.OpPut, Key: jobKey(j.ID), Value: j.Append(nil)})
 		if j.Spec.Kind == JobDrain {
 			mode := DrainLeaders
@@ -77,6 +96,9 @@ func (d *Directory) CreateJob(ctx context.Context, j *Job) error {
 				mode = DrainReplicas
 			}
 			steps = append(steps, drainSub(j.Spec.From, mode))
+		}
+		if j.Spec.Kind == JobDecommission {
+			steps = append(steps, commissionSub(j.Spec.From, Decommissioning))
 		}
 		return steps, nil
 	})
@@ -146,6 +168,9 @@ func (d *Directory) PutJob(ctx context.Context, j *Job) error {
 		}
 		if !next.State.Ended() {
 			return append(steps, wire.Sub{Code: wire.OpPut, Key: jobKey(j.ID), Value: value}), nil
+		}
+		if next.Spec.Kind == JobDecommission && next.State == JobDone {
+			steps = append(steps, commissionSub(next.Spec.From, Decommissioned))
 		}
 		return append(steps,
 			wire.Sub{Code: wire.OpDelete, Key: jobKey(j.ID)},

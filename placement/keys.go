@@ -14,16 +14,21 @@ const MaxSplitKey = base.MaxKeySize - 3
 const maxIndexEnd = MaxSplitKey + 1
 
 const (
-	tagCluster  = 'c'
-	tagIndex    = 'd'
-	tagFounding = 'f'
-	tagCounter  = 'i'
-	tagNonce    = 'j'
-	tagNode     = 'n'
-	tagLock     = 'l'
-	tagDrain    = 'x'
-	tagJob      = 'w'
-	tagEnded    = 'z'
+	tagCluster    = 'c'
+	tagIndex      = 'd'
+	tagFounding   = 'f'
+	tagCounter    = 'i'
+	tagNonce      = 'j'
+	tagNode       = 'n'
+	tagLock       = 'l'
+	tagDrain      = 'x'
+	tagJob        = 'w'
+	tagEnded      = 'z'
+	tagBalance    = 'b'
+	tagLife       = 'e'
+	tagDriver     = 'g'
+	tagCommission = 'o'
+	tagRules      = 'r'
 )
 
 func tagKey(tag byte, rest ...byte) []byte {
@@ -44,6 +49,12 @@ func NodeKey(id base.StoreID) []byte {
 func drainKey(id base.StoreID) []byte {
 	return binary.BigEndian.AppendUint64(tagKey(tagDrain), uint64(id))
 }
+func commissionKey(id base.StoreID) []byte {
+	return binary.BigEndian.AppendUint64(tagKey(tagCommission), uint64(id))
+}
+func lifeKey(id base.ShardID) []byte {
+	return binary.BigEndian.AppendUint64(tagKey(tagLife), uint64(id))
+}
 func jobKey(id JobID) []byte   { return binary.BigEndian.AppendUint64(tagKey(tagJob), uint64(id)) }
 func endedKey(id JobID) []byte { return binary.BigEndian.AppendUint64(tagKey(tagEnded), uint64(id)) }
 func shardLock(id base.ShardID) []byte {
@@ -53,6 +64,9 @@ func nodeLock(id base.StoreID) []byte {
 	return binary.BigEndian.AppendUint64(tagKey(tagLock, 'n'), uint64(id))
 }
 
+func balanceKey() []byte               { return tagKey(tagBalance) }
+func driverKey() []byte                { return tagKey(tagDriver) }
+func rulesKey() []byte                 { return tagKey(tagRules) }
 func counterKey(k IDKind) []byte       { return tagKey(tagCounter, byte(k)) }
 func nonceKey(nonce []byte) []byte     { return tagKey(tagNonce, nonce...) }
 func indexKey(end []byte) []byte       { return tagKey(tagIndex, end...) }

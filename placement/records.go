@@ -182,11 +182,19 @@ type reader struct {
 }
 
 func newReader(what string, b []byte) *reader {
-	r := &reader{what: what, b: b}
-	if v := r.u8(); r.err == nil && v != recordVersion {
-		r.err = fmt.Errorf("%s: layout version %d, this binary knows %d: %w", what, v, recordVersion, base.ErrCorrupt)
-	}
+	r, _ := newReaderOf(what, b, recordVersion)
 	return r
+}
+
+// newReaderOf reads the layout version of a record that has had several, the last one included.
+func newReaderOf(what string, b []byte, last byte) (*reader, byte) {
+	r := &reader{what: what, b: b}
+	v := r.u8()
+	if r.err == nil && (v < recordVersion || v > last) {
+		r.err = fmt.Errorf("%s: layout version %d, this binary knows %d to %d: %w", what, v, recordVersion, last,
+			base.ErrCorrupt)
+	}
+	return r, v
 }
 
 func (r *reader) bytes(n int) []byte {
