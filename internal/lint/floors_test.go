@@ -32,6 +32,7 @@ var floors = map[string]int{
 	"shard":           3,
 	"shard/shardtest": 3, // tests only
 	"placement":       3,
+	"placement/plan":  3,
 	"router":          3,
 
 	"node":         4,
