@@ -34,6 +34,7 @@ type Engine struct {
 	staging    stagingSet
 	chunks     chunkBuffers
 	flushes    flushWatch
+	epochs     flushEpochs
 	stallStart atomic.Int64 // e.now() at the start of the current write stall
 	space      spaceState
 	damage     damageState

@@ -165,10 +165,17 @@ func (e *Engine) listener() *pebble.EventListener {
 			}
 			log.log(slog.LevelDebug, "compaction", slog.String("detail", i.String()))
 		},
+		WALCreated: func(i pebble.WALCreateInfo) {
+			if i.Err == nil {
+				e.epochs.logCreated()
+			}
+		},
+		FlushBegin: func(pebble.FlushInfo) { e.epochs.flushBegan() },
 		FlushEnd: func(i pebble.FlushInfo) {
 			m.flushes.Inc()
 			m.flushSeconds.Add(i.TotalDuration.Seconds())
 			if i.Err != nil && i.Err.Error() == emptyFlush {
+				e.epochs.flushEnded()
 				return // not a failure: a new store rotates its log with nothing in it to flush
 			}
 			if i.Err != nil {
@@ -178,6 +185,7 @@ func (e *Engine) listener() *pebble.EventListener {
 				flushes.log(log, slog.LevelWarn, "flush failed", i.Err)
 				return
 			}
+			e.epochs.flushEnded()
 			log.log(slog.LevelDebug, "flush", slog.String("detail", i.String()))
 		},
 		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {

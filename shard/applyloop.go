@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
@@ -293,6 +294,7 @@ func (run *applyRun) onAnswer(ent, op int, _ uint64, a wire.Answer) {
 // applyAll commits the runs in one batch. If a replica turns out to be faulted, its effects must not reach the disk by
 // half: the batch is dropped, the machines go back to what is committed, and each group is tried alone.
 func (aw *applyWorker) applyAll(runs []*applyRun) {
+	began := aw.store.clock.Boot()
 	b := aw.store.engine.NewBatch()
 	defer b.Close()
 	for _, run := range runs {
@@ -315,15 +317,19 @@ func (aw *applyWorker) applyAll(runs []*applyRun) {
 		return
 	}
 	m := aw.store.metrics
-	entries := 0
+	entries, bytes := 0, int64(0)
 	for _, run := range runs {
 		entries += len(run.ents)
+		bytes += run.bytes
 	}
 	m.applied.Add(float64(entries))
 	m.applyEntries.Observe(float64(entries))
 	m.applyGroups.Observe(float64(len(runs)))
+	now := aw.store.clock.Boot()
 	for _, run := range runs {
-		aw.publish(run)
+		// The commit is of all of them: each bears its part.
+		took := time.Duration(float64(now-began) * float64(run.bytes) / float64(bytes))
+		aw.publish(run, took, now)
 	}
 }
 
@@ -336,7 +342,7 @@ func (run *applyRun) rewind() {
 }
 
 // publish makes a committed run visible, in this order: descriptor, applied index, waiters.
-func (aw *applyWorker) publish(run *applyRun) {
+func (aw *applyWorker) publish(run *applyRun, took, now time.Duration) {
 	r, s := run.r, aw.store
 	if run.removed {
 		aw.endApply(run)
@@ -344,6 +350,7 @@ func (aw *applyWorker) publish(run *applyRun) {
 	}
 	st := r.machine.Applied()
 	r.state.Lock()
+	before := r.state.applied.Stats
 	r.state.applied = st
 	r.state.Unlock()
 	if d := r.machine.Descriptor(); d != r.desc.Load() {
@@ -358,6 +365,8 @@ func (aw *applyWorker) publish(run *applyRun) {
 		p.free()
 	}
 	r.releaseReads()
+	r.countApplied(run.ents, took, now)
+	r.grew(&before, &st.Stats, now)
 	if isVerify(&run.ents[0]) {
 		s.openVerify(r, &run.ents[0])
 	}

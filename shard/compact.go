@@ -44,14 +44,9 @@ func (c Compaction) withDefaults() Compaction {
 
 // compaction is what a replica's worker knows for its next decision.
 type compaction struct {
-	shardBytes uint64
-	measured   time.Duration // when, on Clock.Boot; 0 never
-	term       uint64        // of the leadership that settled counts for
-	settled    int           // ticks since it began
+	term    uint64 // of the leadership that settled counts for
+	settled int    // ticks since it began
 }
-
-// sizeAge is how old the estimate of a shard's size may be.
-const sizeAge = 30 * time.Second
 
 // compact truncates the replica's log if it is over its budget. The caller has no Ready of the group in flight.
 func (w *worker) compact(r *replica, ticks int) {
@@ -117,15 +112,12 @@ func (w *worker) commitTruncations() {
 
 // budget returns how many bytes of log the replica may keep.
 func (w *worker) budget(r *replica) uint64 {
-	c, cfg := &r.worker.compaction, &w.store.cfg.Compaction
+	cfg := &w.store.cfg.Compaction
 	if w.store.spaceLevel() != engine.SpaceOK {
 		return min(cfg.FloorBytes, w.logLevel)
 	}
-	if c.measured == 0 || w.now-c.measured > sizeAge {
-		d := r.desc.Load()
-		c.shardBytes, c.measured = w.store.engine.ApproxBytes(d.Start, d.End), max(w.now, 1)
-	}
-	return min(max(cfg.FloorBytes, min(c.shardBytes, cfg.ShardCapBytes)*cfg.Factor), cfg.ShardCapBytes, w.logLevel)
+	bytes, _ := r.sizeNow(w.now)
+	return min(max(cfg.FloorBytes, min(bytes, cfg.ShardCapBytes)*cfg.Factor), cfg.ShardCapBytes, w.logLevel)
 }
 
 // mayTruncate returns the highest index that may go.

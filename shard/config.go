@@ -100,6 +100,9 @@ type Config struct {
 
 	Limits Limits
 
+	// Split says when a shard is due for a split. SetSplitLimits changes it.
+	Split SplitLimits
+
 	// Compaction says how much of the raft logs is kept.
 	Compaction Compaction
 

@@ -201,6 +201,7 @@ func firstState(d *base.Descriptor, id base.ReplicaID) engine.ReplicaState {
 // A panic of raft faults it.
 func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	r := &replica{store: s, shard: st.Shard, id: st.Mark.ReplicaID, born: s.clock.Boot()}
+	r.load.begin(r.born)
 	r.desc.Store(st.Desc)
 	r.applied.Store(st.Applied.Index)
 	r.commit.Store(max(st.Hard.Commit, st.Applied.Index))

@@ -34,6 +34,8 @@ type metrics struct {
 	truncatedEntries prometheus.Counter
 	truncatedBytes   prometheus.Counter
 
+	measures prometheus.Counter
+
 	leaders prometheus.Gauge
 
 	created, removed, installed, ignored prometheus.Counter
@@ -74,7 +76,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		readIndexes: counter("read_indexes_total", "Read indexes asked for; each serves all reads that waited."),
 		readyReads:  counter("ready_reads_total", "Reads that were allowed to run."),
 
-		busy:    vec("busy_total", "Requests refused because of a limit on memory.", "limit"),
+		busy:    vec("busy_total", "Requests refused because of a limit on memory, or on the size of the shard.", "limit"),
 		refusal: vec("refused_total", "Requests refused at intake, by answer.", "code"),
 		drops:   vec("messages_dropped_total", "Raft messages dropped, by reason.", "reason"),
 		faults:  counter("faults_total", "Replicas that stopped because of an error."),
@@ -94,6 +96,8 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 			"From a staged snapshot to its replica: parking, ingest and publishing.", seconds),
 		declines: vec("snapshots_declined_total", "Snapshots that this store did not take, by reason.", "reason"),
 
+		measures: counter("size_measurements_total", "Looks at how large a shard is."),
+
 		leaders: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shardd_shard_leaders", Help: "Shards led by this store.",
 		}),
@@ -106,7 +110,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 	}
 	reg.MustRegister(m.passes, m.passGroups, m.commits, m.commitGroups, m.commitWrites, m.commitBytes, m.syncSeconds,
 		m.proposals, m.commitSeconds, m.applied, m.applyEntries, m.applyGroups, m.readIndexes, m.readyReads,
-		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.truncations, m.truncatedEntries, m.truncatedBytes,
+		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.measures, m.truncations, m.truncatedEntries, m.truncatedBytes,
 		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines)
 	gauge("log_bytes", "Bytes of all raft logs.", func() float64 { return float64(s.totalLogBytes()) })
 	gauge("replicas", "Replicas on this store.", func() float64 {

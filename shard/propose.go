@@ -97,6 +97,9 @@ func (r *replica) admit(req *WriteRequest, now time.Duration) (wire.Answer, bool
 	if why := s.refuseForSpace(&op); why != "" && r.lead.Load().leads {
 		return answerText(wire.DiskFull, why), false
 	}
+	if a, ok := r.refuseForSize(&op, now); !ok {
+		return a, false
+	}
 	req.Deadline = s.deadline(req.Deadline, now)
 	size := int64(len(req.Raw))
 	in, lim := &r.in, &s.cfg.Limits
@@ -123,6 +126,9 @@ func (r *replica) admit(req *WriteRequest, now time.Duration) (wire.Answer, bool
 	in.writeBytes.Add(size)
 	s.used.queue.Add(size)
 	in.writes = append(in.writes, *req)
+	if sm := r.load.sampler.Load(); sm != nil {
+		sm.write(&op, len(req.Raw), now)
+	}
 	return wire.Answer{}, true
 }
 

@@ -38,10 +38,8 @@ type replica struct {
 	parking atomic.Bool            // in.park is set
 	leaving atomic.Bool            // its data is being removed or replaced: what is read now proves nothing
 
-	size struct { // of the data on disk
-		bytes atomic.Uint64
-		at    atomic.Int64 // when it was measured, on Clock.Boot; 0 never
-	}
+	size shardSize
+	load load
 
 	in     inbox
 	wait   waiting

@@ -25,8 +25,20 @@ type Summary struct {
 	Term    uint64
 	Applied uint64
 	Stats   engine.Stats
-	Bytes   uint64 // of data on this disk, about, as of the last few seconds
 	Faulted string // reason, empty if healthy
+
+	// SizeBytes is about what the shard's data takes here, on disk and in memtables, as measured SizeAge ago plus what
+	// was written since.
+	SizeBytes uint64
+	SizeAge   time.Duration
+	// Load is what the replica does. Reads are the leader's.
+	Load Load
+	// LoadSplitKey is where a split would divide the load, for a shard that this store leads and that does so much that
+	// it should be split; nil if it need not, or if no key would. HotKey is set if the reason is that one key carries
+	// HotShare of the load, at least half; also for shards that do less.
+	LoadSplitKey []byte
+	HotKey       []byte
+	HotShare     float64
 }
 
 // Status is Summary with the state of the log and of the queues.
@@ -59,27 +71,21 @@ type Progress struct {
 func (r *replica) summary() Summary {
 	l := r.lead.Load()
 	why, _ := r.faultReason()
-	return Summary{
-		Shard: r.shard, Desc: r.desc.Load(), Replica: r.id, Bytes: r.dataBytes(), Leads: l.leads, Leader: l.store, Term: l.term,
+	out := Summary{
+		Shard: r.shard, Desc: r.desc.Load(), Replica: r.id, Leads: l.leads, Leader: l.store, Term: l.term,
 		Applied: r.applied.Load(), Stats: r.appliedState().Stats, Faulted: why,
 	}
-}
-
-// dataAge is how old the size of a replica's data may be: it takes a look at Pebble's tables.
-const dataAge = 10 * time.Second
-
-// dataBytes returns about how much the replica's data takes on disk.
-func (r *replica) dataBytes() uint64 {
-	d := r.desc.Load()
-	if d == nil {
-		return 0
-	}
 	now := r.store.clock.Boot()
-	if at := r.size.at.Load(); at == 0 || now-time.Duration(at) > dataAge {
-		r.size.bytes.Store(r.store.engine.ApproxBytes(d.Start, d.End))
-		r.size.at.Store(max(int64(now), 1))
+	out.SizeBytes, out.SizeAge = r.sizeNow(now)
+	out.Load = r.foldLoad(now)
+	if sm := r.load.sampler.Load(); sm != nil && l.leads {
+		v := sm.divide(out.Desc, nil, now)
+		out.HotKey, out.HotShare = v.HotKey, v.HotShare
+		if r.store.splitLimits().busy(out.Load) {
+			out.LoadSplitKey = v.Key
+		}
 	}
-	return r.size.bytes.Load()
+	return out
 }
 
 // Status returns the state of a shard's replica; false if there is none. It never waits for a worker.

@@ -48,6 +48,7 @@ type Store struct {
 	started   atomic.Bool
 	stalled   atomic.Bool // the disk has not synced for a while, as of the last tick
 
+	split            atomic.Pointer[SplitLimits]
 	space            atomic.Uint32          // engine.SpaceLevel
 	declineSnapshots atomic.Pointer[string] // why none is accepted; nil: they are
 	paused           atomic.Bool            // leads only where nobody else can
@@ -71,6 +72,7 @@ func New(cfg Config) (*Store, error) {
 	s.mu.replicas = make(map[base.ShardID]*replica)
 	s.mu.dead = make(map[base.ShardID]engine.ReplicaMark)
 	s.mu.busy = make(map[base.ShardID]*boundary)
+	s.SetSplitLimits(cfg.Split)
 	s.life.init()
 	s.pool = sched.New(cfg.Workers, func(i int, keys []uint64) { s.workers[i].process(keys) })
 	s.logBytes = make([]atomic.Uint64, cfg.Workers)

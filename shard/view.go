@@ -26,13 +26,19 @@ func (s *Store) Read(op *wire.Op, buf []byte) []byte {
 	if err := op.Validate(); err != nil {
 		return appendAnswer(buf, op, 0, answerText(wire.Invalid, err.Error()))
 	}
+	at, t := len(buf), timed{}
 	switch op.Code {
 	case wire.OpGet:
-		return s.get(r, op, buf)
+		t = r.beginRead()
+		buf = s.get(r, op, buf)
 	case wire.OpScan:
-		return s.scan(r, op, buf)
+		t = r.beginRead()
+		buf = s.scan(r, op, buf)
+	default:
+		return appendAnswer(buf, op, 0, answerText(wire.Invalid, fmt.Sprintf("%s is not a read", op.Code)))
 	}
-	return appendAnswer(buf, op, 0, answerText(wire.Invalid, fmt.Sprintf("%s is not a read", op.Code)))
+	r.endRead(t, op, buf[at:])
+	return buf
 }
 
 func appendAnswer(buf []byte, op *wire.Op, version uint64, a wire.Answer) []byte {
