@@ -146,7 +146,7 @@ func (b *Batch) SetTruncated(shard base.ShardID, t TruncatedState) {
 
 // SetApplied stores a replica's applied state; it belongs in the batch of the effects it speaks of.
 func (b *Batch) SetApplied(shard base.ShardID, a *AppliedState) {
-	if err := checkConf(&a.Conf); err != nil {
+	if err := checkApplied(a); err != nil {
 		b.invalid(fmt.Errorf("applied state of %s: %w", shard, err))
 		return
 	}

@@ -13,7 +13,10 @@ import (
 //	ReplicaMark     u8 version | u64 replica | u64 next replica
 //	HardState       u8 version | u64 term | u64 vote | u64 commit
 //	TruncatedState  u8 version 2 | u64 index | u64 term | conf      (version 1 had no conf)
-//	AppliedState    u8 version | u64 index | u64 term | u64 stamp | u64 put bytes | u64 put ops | u64 delete ops | conf
+//	AppliedState    u8 version 2 | u64 index | u64 term | u64 stamp | u64 put bytes | u64 put ops | u64 delete ops
+//	                u8 parts | freeze iff parts & 1 | merges iff parts & 2 | conf   (version 1 had no parts, and no byte for them)
+//	freeze          u64 merge | u64 into | u64 into conf | u64 into version | u64 index
+//	merges          u64 forgotten | u8 count | count x { u64 merge | u64 shard | u64 version | u8 committed }
 //	conf            u8 auto leave | u8 voters | u8 learners | u8 outgoing voters | u8 next learners | u64 ids ...
 //	log entry       u8 version | u8 type | u64 term | data            (the index is in the key)
 //	value           u8 version | u8 flags | u64 stamp | u64 expiry iff flags & 0x80 | user bytes
@@ -29,11 +32,17 @@ const (
 	truncLenV1      = 1 + 8 + 8
 	confFixedLen    = 5
 	appliedFixedLen = 1 + 6*8
+	freezeLen       = 5 * 8
+	mergesFixedLen  = 8 + 1
+	mergeLen        = 3*8 + 1
 	entryHeaderLen  = 1 + 1 + 8
 	valueHeaderLen  = 1 + 1 + 8
 	valueExpiryLen  = 8
 
 	flagExpiry uint8 = 0x80
+
+	partFreeze byte = 1
+	partMerges byte = 2
 )
 
 // checkLayout checks the version byte and the length; exact false allows more bytes than want.
@@ -185,33 +194,129 @@ func decodeConf(what string, b []byte) (c raftpb.ConfState, err error) {
 	return c, nil
 }
 
-func appliedLen(a *AppliedState) int { return appliedFixedLen + confLen(&a.Conf) }
+func appliedLen(a *AppliedState) int {
+	n := appliedFixedLen + 1 + confLen(&a.Conf)
+	if a.Freeze != nil {
+		n += freezeLen
+	}
+	if hasMerges(a) {
+		n += mergesFixedLen + len(a.Merges)*mergeLen
+	}
+	return n
+}
+
+func hasMerges(a *AppliedState) bool { return len(a.Merges) > 0 || a.MergesForgotten > 0 }
+
+func checkApplied(a *AppliedState) error {
+	if len(a.Merges) > MaxMerges {
+		return fmt.Errorf("%d decided merges, at most %d", len(a.Merges), MaxMerges)
+	}
+	return checkConf(&a.Conf)
+}
 
 // putApplied fills dst, which has appliedLen bytes.
 func putApplied(dst []byte, a *AppliedState) {
-	_ = dst[appliedFixedLen-1]
-	dst[0] = layoutV1
+	_ = dst[appliedFixedLen]
+	dst[0] = layoutV2
 	at := 1
-	for _, v := range [...]uint64{a.Index, a.Term, a.Stamp, a.Stats.PutBytes, a.Stats.PutOps, a.Stats.DeleteOps} {
-		binary.BigEndian.PutUint64(dst[at:], v)
-		at += 8
+	put := func(vs ...uint64) {
+		for _, v := range vs {
+			binary.BigEndian.PutUint64(dst[at:], v)
+			at += 8
+		}
 	}
-	putConf(dst[appliedFixedLen:], &a.Conf)
+	put(a.Index, a.Term, a.Stamp, a.Stats.PutBytes, a.Stats.PutOps, a.Stats.DeleteOps)
+	parts := &dst[at]
+	*parts = 0
+	at++
+	if f := a.Freeze; f != nil {
+		*parts |= partFreeze
+		put(f.ID, uint64(f.Into), f.IntoEpoch.ConfVer, f.IntoEpoch.Version, f.Index)
+	}
+	if hasMerges(a) {
+		*parts |= partMerges
+		put(a.MergesForgotten)
+		dst[at] = byte(len(a.Merges))
+		at++
+		for _, m := range a.Merges {
+			put(m.ID, uint64(m.Shard), m.Version)
+			dst[at] = 0
+			if m.Committed {
+				dst[at] = 1
+			}
+			at++
+		}
+	}
+	putConf(dst[at:], &a.Conf)
 }
 
 func decodeApplied(b []byte) (AppliedState, error) {
 	const what = "applied state"
-	if err := checkLayout(what, b, appliedFixedLen, false); err != nil {
-		return AppliedState{}, err
+	v1 := len(b) > 0 && b[0] == layoutV1
+	var err error
+	if v1 {
+		err = checkLayout(what, b, appliedFixedLen, false)
+	} else {
+		err = checkVersion(what, b, layoutV2, appliedFixedLen+1, false)
 	}
-	conf, err := decodeConf(what, b[appliedFixedLen:])
 	if err != nil {
 		return AppliedState{}, err
 	}
-	return AppliedState{
-		Index: u64at(b, 1), Term: u64at(b, 9), Stamp: u64at(b, 17), Conf: conf,
+	a := AppliedState{
+		Index: u64at(b, 1), Term: u64at(b, 9), Stamp: u64at(b, 17),
 		Stats: Stats{PutBytes: u64at(b, 25), PutOps: u64at(b, 33), DeleteOps: u64at(b, 41)},
-	}, nil
+	}
+	rest := b[appliedFixedLen:]
+	if !v1 {
+		if rest, err = decodeParts(what, &a, rest); err != nil {
+			return AppliedState{}, err
+		}
+	}
+	if a.Conf, err = decodeConf(what, rest); err != nil {
+		return AppliedState{}, err
+	}
+	return a, nil
+}
+
+// decodeParts reads the parts that most shards do not have, and returns what follows them.
+func decodeParts(what string, a *AppliedState, b []byte) (rest []byte, err error) {
+	fail := func(why string) ([]byte, error) { return nil, fmt.Errorf("%s: %s: %w", what, why, ErrCorrupt) }
+	parts, b := b[0], b[1:]
+	if parts&^(partFreeze|partMerges) != 0 {
+		return fail("unknown parts")
+	}
+	if parts&partFreeze != 0 {
+		if len(b) < freezeLen {
+			return fail("its freeze is cut off")
+		}
+		a.Freeze = &Freeze{
+			ID: u64at(b, 0), Into: base.ShardID(u64at(b, 8)),
+			IntoEpoch: base.Epoch{ConfVer: u64at(b, 16), Version: u64at(b, 24)}, Index: u64at(b, 32),
+		}
+		b = b[freezeLen:]
+	}
+	if parts&partMerges == 0 {
+		return b, nil
+	}
+	if len(b) < mergesFixedLen || b[8] > MaxMerges || len(b) < mergesFixedLen+int(b[8])*mergeLen {
+		return fail("its merges are cut off, or too many")
+	}
+	n := int(b[8])
+	a.MergesForgotten = u64at(b, 0)
+	if n == 0 && a.MergesForgotten == 0 {
+		return fail("no merges in their part")
+	}
+	b = b[mergesFixedLen:]
+	for ; n > 0; n-- {
+		if b[24] > 1 {
+			return fail("a merge is neither committed nor aborted")
+		}
+		a.Merges = append(a.Merges, MergeRecord{
+			ID: u64at(b, 0), Shard: base.ShardID(u64at(b, 8)), Version: u64at(b, 16), Committed: b[24] == 1,
+		})
+		b = b[mergeLen:]
+	}
+	return b, nil
 }
 
 func putEntryHeader(dst []byte, typ raftpb.EntryType, term uint64) {

@@ -32,6 +32,15 @@ func truncatedV1(t TruncatedState) []byte {
 	return binary.BigEndian.AppendUint64(b, t.Term)
 }
 
+// appliedV1 is the first layout of an AppliedState, which is only read any more.
+func appliedV1(a AppliedState) []byte {
+	b := []byte{layoutV1}
+	for _, v := range [...]uint64{a.Index, a.Term, a.Stamp, a.Stats.PutBytes, a.Stats.PutOps, a.Stats.DeleteOps} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	return append(b, enc(confLen(&a.Conf), func(d []byte) { putConf(d, &a.Conf) })...)
+}
+
 // golden holds one value of every stored layout: its bytes, and the value that must come back from them.
 func golden() map[string]struct {
 	bytes  []byte
@@ -55,6 +64,12 @@ func golden() map[string]struct {
 		Index: 0x1112131415161718, Term: 7, Stamp: 0x2122232425262728, Conf: goldenConf,
 		Stats: Stats{PutBytes: 1 << 40, PutOps: 77, DeleteOps: 5},
 	}
+	merging := applied
+	merging.Freeze = &Freeze{ID: 0x51, Into: 6, IntoEpoch: base.Epoch{ConfVer: 2, Version: 9}, Index: 0x52}
+	merging.Merges = []MergeRecord{
+		{ID: 0x61, Shard: 8, Version: 7, Committed: true}, {ID: 0x62, Shard: 9, Version: 8},
+	}
+	merging.MergesForgotten = 5
 	entry := raftpb.Entry{Type: raftpb.EntryConfChangeV2, Term: 0x0a0b, Index: 12, Data: []byte("data")}
 	type value struct {
 		H ValueHeader
@@ -75,7 +90,10 @@ func golden() map[string]struct {
 		"truncated_v2": {enc(truncLen(&trunc), func(b []byte) { putTruncated(b, &trunc) }), trunc,
 			func(b []byte) (any, error) { return decodeTruncated(b) }},
 		"truncated": {truncatedV1(truncV1), truncV1, func(b []byte) (any, error) { return decodeTruncated(b) }},
-		"applied": {enc(appliedLen(&applied), func(b []byte) { putApplied(b, &applied) }), applied,
+		"applied":   {appliedV1(applied), applied, func(b []byte) (any, error) { return decodeApplied(b) }},
+		"applied_v2": {enc(appliedLen(&applied), func(b []byte) { putApplied(b, &applied) }), applied,
+			func(b []byte) (any, error) { return decodeApplied(b) }},
+		"applied_v2_merge": {enc(appliedLen(&merging), func(b []byte) { putApplied(b, &merging) }), merging,
 			func(b []byte) (any, error) { return decodeApplied(b) }},
 		"entry": {enc(entryHeaderLen+4, func(b []byte) {
 			putEntryHeader(b, entry.Type, entry.Term)
@@ -224,6 +242,9 @@ func FuzzTruncatedState(f *testing.F) {
 func FuzzAppliedState(f *testing.F) {
 	fuzzDecoder(f, "applied", func(b []byte) ([]byte, error) {
 		a, err := decodeApplied(b)
+		if err == nil && b[0] == layoutV1 {
+			return appliedV1(a), nil
+		}
 		return enc(appliedLen(&a), func(d []byte) { putApplied(d, &a) }), err
 	})
 }

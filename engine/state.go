@@ -21,7 +21,8 @@ const (
 // rewrites, and in the STORE marker of a new directory. A directory with a higher one is refused with ExitNewerFormat.
 //
 //	2  TruncatedState has the configuration
-const FormatVersion = 2
+//	3  AppliedState has the freeze of a merge and the merges decided
+const FormatVersion = 3
 
 // ErrCorrupt marks stored bytes that fail a checksum or do not follow their layout.
 var ErrCorrupt = base.ErrCorrupt
@@ -77,6 +78,44 @@ type AppliedState struct {
 	Conf        raftpb.ConfState // at Index
 	Stamp       uint64           // highest version stamp given to a key of the shard
 	Stats       Stats
+	Freeze      *Freeze // nil: the shard is not frozen. Never changed, only replaced
+	// Merges are the last merges into this shard that its log has decided, the newest last. Never changed, only
+	// replaced. MergesForgotten is the highest Version of a committed one that has left the list: what was asked for at
+	// a higher one and is not in the list was not committed.
+	Merges          []MergeRecord
+	MergesForgotten uint64
+}
+
+// MaxMerges is how many decided merges an AppliedState remembers.
+const MaxMerges = 8
+
+// Freeze says that a shard stands still to be merged into its left neighbour.
+type Freeze struct {
+	ID        uint64       // of the merge
+	Into      base.ShardID // the left neighbour, whose log decides
+	IntoEpoch base.Epoch   // of the left neighbour, at which alone the merge can be decided
+	Index     uint64       // of the Freeze in this shard's log: its data and stamp stay as they are there
+}
+
+// MergeRecord is one merge that the log of the left-hand shard has decided.
+type MergeRecord struct {
+	ID        uint64
+	Shard     base.ShardID // the right-hand one
+	Version   uint64       // Epoch.Version of the left-hand shard at which it was decided
+	Committed bool         // else aborted
+}
+
+// Decided returns a's merges with another one, and the new value of MergesForgotten.
+func (a *AppliedState) Decided(more ...MergeRecord) (merges []MergeRecord, forgotten uint64) {
+	merges = append(append(merges, a.Merges...), more...)
+	forgotten = a.MergesForgotten
+	for len(merges) > MaxMerges {
+		if merges[0].Committed {
+			forgotten = max(forgotten, merges[0].Version)
+		}
+		merges = merges[1:]
+	}
+	return merges, forgotten
 }
 
 // TruncatedState is the position of the last log entry that is gone; the log starts at Index+1. Conf is the

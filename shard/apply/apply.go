@@ -28,6 +28,7 @@ type Sink func(ent, op int, req uint64, a wire.Answer)
 //	ConditionFailed  Arg = current version of the failed step's key (0: absent), Payload = u32 index of the step
 //	EpochMismatch    Payload = the shard's descriptor
 //	Invalid          Payload = the reason
+//	Busy             the shard is frozen: as Frozen
 //
 // An error means that the replica must be faulted: b holds part of the effects and must be dropped, answers given to
 // sink in this call are void, and every further call returns the same error.
@@ -120,6 +121,14 @@ func (r *run) entry(e *raftpb.Entry) error {
 
 func (r *run) operation(op *wire.Op, entryStamp uint64) error {
 	st := &r.m.state
+	if st.Freeze != nil {
+		// Not even a stamp is used up: the state of a frozen shard must not depend on how far its log has come.
+		if err := op.Validate(); errors.Is(err, wire.ErrUnknown) {
+			return err
+		}
+		r.answer(op, Frozen())
+		return nil
+	}
 	if st.Stamp == math.MaxUint64 {
 		return errors.New("version stamps are used up")
 	}

@@ -19,6 +19,9 @@
 // The second outcome is why the proposer must check every operation with wire.Op.Validate before it enters the log; a
 // client could fault a whole shard otherwise.
 //
+// A frozen shard rejects every operation with Busy, and uses up nothing for it: while it is frozen, descriptor, stamp and
+// statistics are those of the Freeze, at whatever index a replica stands. That is what a merge takes over.
+//
 // An operation is checked in this order: known and within limits, shard, epoch, range, conditions. Data operations
 // compare Epoch.Version only, so that a membership change does not disturb them. The version fixes the range, so a key
 // outside it is the sender's mistake (Invalid) rather than a stale route (EpochMismatch).
