@@ -116,8 +116,9 @@ func (w *worker) budget(r *replica) uint64 {
 	if w.store.spaceLevel() != engine.SpaceOK {
 		return min(cfg.FloorBytes, w.logLevel)
 	}
-	bytes, _ := r.sizeNow(w.now)
-	return min(max(cfg.FloorBytes, min(bytes, cfg.ShardCapBytes)*cfg.Factor), cfg.ShardCapBytes, w.logLevel)
+	r.sizeNow(w.now)
+	// Of the tables only: what a few keys have written over and over is no reason to keep a longer log.
+	return min(max(cfg.FloorBytes, min(r.size.tables.Load(), cfg.ShardCapBytes)*cfg.Factor), cfg.ShardCapBytes, w.logLevel)
 }
 
 // mayTruncate returns the highest index that may go.

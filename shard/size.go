@@ -35,6 +35,7 @@ const (
 // shardSize is what a replica knows of the bytes of its data.
 type shardSize struct {
 	measured atomic.Uint64 // at the last measurement: tables and memtables
+	tables   atomic.Uint64 // of it in tables
 	written  atomic.Uint64 // since
 	at       atomic.Int64  // of the last measurement, on Clock.Boot; 0 never
 	due      atomic.Int64  // when to measure again if somebody asks
@@ -107,7 +108,9 @@ func (r *replica) measure(now time.Duration) {
 	epoch := r.store.engine.FlushEpoch()
 	written := s.written.Load()
 	mem := s.unflushed(epoch)
-	s.measured.Store(r.store.engine.ApproxBytes(d.Start, d.End) + mem)
+	tables := r.store.engine.ApproxBytes(d.Start, d.End)
+	s.tables.Store(tables)
+	s.measured.Store(tables + mem)
 	s.written.Add(-written)
 	s.desc.Store(d)
 	s.at.Store(max(int64(now), 1))
