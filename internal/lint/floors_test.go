@@ -32,7 +32,9 @@ var floors = map[string]int{
 	"shard":           3,
 	"shard/shardtest": 3, // tests only
 	"placement":       3,
-	"placement/plan":  3,
+	"placement/sim":   3,
+	"placement/rules": 2,
+	"placement/plan":  1,
 	"router":          3,
 
 	"node":         4,

@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/datadriven"
 
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/placement/plan"
 )
 
 func mustParse(t testing.TB, text string) *Set {
@@ -381,4 +382,60 @@ func FuzzParse(f *testing.F) {
 		s.Check(nil)
 		s.Ranges()
 	})
+}
+
+func TestTheExampleOfTheReferenceIsAValidFile(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "reference", "zones.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("no example")
+	}
+	s := mustParse(t, example)
+	var stores []Store
+	for i, labels := range []map[string]string{
+		{"zone": "a", "region": "eu", "rack": "1", "host": "1"}, {"zone": "a", "region": "eu", "rack": "2", "host": "2"},
+		{"zone": "b", "disk": "ssd", "region": "eu", "rack": "1", "host": "3"},
+		{"zone": "c", "region": "eu", "rack": "1", "host": "4", "spot": "yes"},
+		{"zone": "c", "region": "eu", "rack": "2", "host": "5"},
+		{"zone": "b", "region": "eu", "rack": "2", "host": "6", "pool": "analytics"},
+		{"zone": "a", "pool": "meta", "rack": "3", "host": "7"}, {"zone": "b", "pool": "meta", "rack": "3", "host": "8"},
+		{"zone": "c", "pool": "meta", "rack": "3", "host": "9"},
+	} {
+		stores = append(stores, Store{base.StoreID(i + 1), labels})
+	}
+	if p := s.Check(stores); len(p) > 0 {
+		t.Fatalf("%v", p)
+	}
+}
+
+func TestThePlannerSeesTheRulesOfASet(t *testing.T) {
+	p := NewPlanner(mustParse(t, `
+rules:
+- {name: a, prefix: "a/", split-size: 2MiB, merge: never, constraints: {preferred: [ssd]}}
+`))
+	if r := p.For("\x02a/1", "\x02a/2"); r.Name() != "a" || r != p.For("\x02a/", "\x02a0") || r.SplitBytes() != 2<<20 || r.Merges() {
+		t.Fatalf("%s", r.Name())
+	}
+	for _, c := range [][3]string{
+		{"\x02", "\x03", "\x02a/"}, {"\x02a/", "\x03", "\x02a0"}, {"\x02a/", "\x02a0", ""}, {"\x02a0", "\x03", ""},
+		{"\x03", "\x04", ""},
+	} {
+		if got := p.Boundary(c[0], c[1]); got != c[2] {
+			t.Fatalf("boundary in %q..%q: %q, want %q", c[0], c[1], got, c[2])
+		}
+	}
+	store := func(id base.StoreID, labels map[string]string) plan.Placed {
+		return plan.Placed{Store: &plan.Store{Member: plan.Member{ID: id, Labels: labels}}}
+	}
+	n1, n2 := store(1, map[string]string{"zone": "a"}), store(2, map[string]string{"zone": "b"})
+	n3, n4 := store(3, map[string]string{"zone": "b", "ssd": "y"}), store(4, map[string]string{"zone": "c"})
+	r := p.For("\x02a/", "")
+	near, alike, far := r.Fit([]plan.Placed{n1, n2, n3}), r.Fit([]plan.Placed{n1, n2, n4}), r.Fit([]plan.Placed{n1, n3, n4})
+	if !(near.Isolation < alike.Isolation && alike.Isolation < far.Isolation) {
+		t.Fatalf("%v %v %v", near, alike, far)
+	}
 }
