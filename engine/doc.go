@@ -14,6 +14,8 @@
 //	0x01 's' 'i'                 ident: cluster, store, incarnation, formats, longest lease promise    \
 //	0x01 's' 'm'                 last meta descriptor                                                   } layout.go
 //	0x01 's' 'p' store           last known address and highest seen incarnation of a store            /
+//	0x01 's' 'f' store           fence: the store is gone for good                          \  fences.go
+//	0x01 's' 'q'                 recovery of lost quorums: how far it is                    /
 //	0x01 'm' shard               ReplicaMark                 \
 //	0x01 'd' shard               Descriptor                   } small spans: boot reads these, never the logs
 //	0x01 'a' shard               AppliedState                /

@@ -40,7 +40,7 @@ func (e *Engine) loadIdent() (err error) {
 		case string(k) == string(identKey()):
 			var fixed Ident
 			if fixed, err = decodeIdent(v); err == nil {
-				fixed.Peers, fixed.Meta = id.Peers, id.Meta
+				fixed.Peers, fixed.Meta, fixed.Fences, fixed.Recovery = id.Peers, id.Meta, id.Fences, id.Recovery
 				*id, e.ident.mu.have = fixed, true
 			}
 		case string(k) == string(metaKey()):
@@ -50,6 +50,13 @@ func (e *Engine) loadIdent() (err error) {
 			if p, err = decodePeer(base.StoreID(u64at(k, 3)), v); err == nil {
 				id.Peers = append(id.Peers, p) // ascending: keys are in order
 			}
+		case len(k) == peerKeyLen && k[2] == storeFence:
+			var f Fence
+			if f, err = decodeFence(base.StoreID(u64at(k, 3)), v); err == nil {
+				id.Fences = append(id.Fences, f)
+			}
+		case string(k) == string(recoveryKey()):
+			id.Recovery, err = decodeRecovery(v)
 		default:
 			err = fmt.Errorf("unknown key %x in the store span: %w", k, ErrCorrupt)
 		}
@@ -61,7 +68,7 @@ func (e *Engine) loadIdent() (err error) {
 		return fmt.Errorf("read store ident: %w", readError(err))
 	}
 	switch {
-	case !e.ident.mu.have && (len(id.Peers) > 0 || id.Meta != nil):
+	case !e.ident.mu.have && (len(id.Peers) > 0 || id.Meta != nil || len(id.Fences) > 0 || id.Recovery != nil):
 		return fmt.Errorf("peers without a store ident: %w", ErrCorrupt)
 	case id.Format > FormatVersion:
 		return fmt.Errorf("store ident: format %d, this binary knows %d: %w", id.Format, FormatVersion, errNewerLayout)
@@ -73,12 +80,12 @@ func (e *Engine) loadIdent() (err error) {
 }
 
 // Ident returns the store's ident from memory; false if none has been written yet. The copy is the caller's, but for
-// Meta, which must not be changed.
+// Meta and Recovery, which must not be changed.
 func (e *Engine) Ident() (Ident, bool) {
 	e.ident.mu.Lock()
 	defer e.ident.mu.Unlock()
 	id := e.ident.mu.v
-	id.Peers = slices.Clone(id.Peers)
+	id.Peers, id.Fences = slices.Clone(id.Peers), slices.Clone(id.Fences)
 	return id, e.ident.mu.have
 }
 
@@ -100,7 +107,7 @@ func (e *Engine) CheckIdent(cluster base.ClusterID, store base.StoreID) error {
 }
 
 // WriteIdent replaces the ident, its peers and meta descriptor included, and returns when it is durable. Format and
-// FormatMajor are filled in.
+// FormatMajor are filled in; fences and recovery stay as they are.
 func (e *Engine) WriteIdent(id Ident) error {
 	if id.Cluster.IsZero() || id.Store == 0 || id.LongestPromise < 0 {
 		return fmt.Errorf("write ident: cluster %s, store %s, promise %s", id.Cluster, id.Store, id.LongestPromise)
@@ -130,6 +137,7 @@ func (e *Engine) WriteIdent(id Ident) error {
 			}
 			id.Meta = id.Meta.Clone()
 		}
+		id.Fences, id.Recovery = old.Fences, old.Recovery
 		*old, e.ident.mu.have = id, true
 		return true, nil
 	})

@@ -21,16 +21,18 @@ const (
 	raftLog       byte = 'l'
 	raftTruncated byte = 't'
 
-	storeIdent byte = 'i'
-	storeMeta  byte = 'm'
-	storePeer  byte = 'p'
+	storeFence    byte = 'f'
+	storeIdent    byte = 'i'
+	storeMeta     byte = 'm'
+	storePeer     byte = 'p'
+	storeRecovery byte = 'q'
 )
 
 const (
 	shardKeyLen = 2 + 8          // 0x01 span shard
 	stateKeyLen = 2 + 8 + 1      // 0x01 'r' shard 'h' | 't'
 	logKeyLen   = 2 + 8 + 1 + 8  // 0x01 'r' shard 'l' index
-	peerKeyLen  = 3 + 8          // 0x01 's' 'p' store
+	peerKeyLen  = 3 + 8          // 0x01 's' 'p' | 'f' store
 	dataStart   = base.SpaceUser // first byte of the lowest data family
 	dataEnd     = base.SpaceSystem + 1
 )
@@ -73,12 +75,19 @@ func logKey(shard base.ShardID, index uint64) []byte {
 }
 
 func peerKey(store base.StoreID) []byte {
-	k := append(make([]byte, 0, peerKeyLen), spaceLocal, spanStore, storePeer)
+	return storeKey(storePeer, store)
+}
+
+func fenceKey(store base.StoreID) []byte { return storeKey(storeFence, store) }
+
+func storeKey(kind byte, store base.StoreID) []byte {
+	k := append(make([]byte, 0, peerKeyLen), spaceLocal, spanStore, kind)
 	return binary.BigEndian.AppendUint64(k, uint64(store))
 }
 
-func identKey() []byte { return []byte{spaceLocal, spanStore, storeIdent} }
-func metaKey() []byte  { return []byte{spaceLocal, spanStore, storeMeta} }
+func identKey() []byte    { return []byte{spaceLocal, spanStore, storeIdent} }
+func metaKey() []byte     { return []byte{spaceLocal, spanStore, storeMeta} }
+func recoveryKey() []byte { return []byte{spaceLocal, spanStore, storeRecovery} }
 
 // spanBounds returns the bounds of one span of the local space.
 func spanBounds(span byte) (lo, hi []byte) {

@@ -105,7 +105,11 @@ func golden() map[string]struct {
 			value{expiring, "abc"}, decValue},
 		"ident": {appendIdent(nil, &ident), fixed, func(b []byte) (any, error) { return decodeIdent(b) }},
 		"peer":  {appendPeer(nil, &peer), peer, func(b []byte) (any, error) { return decodePeer(2, b) }},
-		"meta":  {appendMeta(nil, ident.Meta), ident.Meta, func(b []byte) (any, error) { return decodeMeta(b) }},
+		"fence": {appendFence(nil, Fence{Store: 9, Recovery: 0x0102}), Fence{Store: 9, Recovery: 0x0102},
+			func(b []byte) (any, error) { return decodeFence(9, b) }},
+		"recovery": {appendRecovery(nil, testRecovery()), testRecovery(),
+			func(b []byte) (any, error) { return decodeRecovery(b) }},
+		"meta": {appendMeta(nil, ident.Meta), ident.Meta, func(b []byte) (any, error) { return decodeMeta(b) }},
 		"marker": {appendMarker(nil, 1, markerReady), markerReady, func(b []byte) (any, error) {
 			_, s, err := decodeMarker(b)
 			return s, err
@@ -177,7 +181,7 @@ func TestKeysMatchTheGoldenFile(t *testing.T) {
 	for _, k := range [][]byte{
 		identKey(), metaKey(), peerKey(9), shardKey(spanMark, shard), shardKey(spanDesc, shard),
 		shardKey(spanApplied, shard), shardKey(spanSession, shard), stateKey(shard, raftHard),
-		stateKey(shard, raftTruncated), logKey(shard, 0x1112),
+		stateKey(shard, raftTruncated), logKey(shard, 0x1112), fenceKey(9), recoveryKey(),
 	} {
 		all = append(append(all, byte(len(k))), k...)
 	}
@@ -266,7 +270,7 @@ func FuzzValue(f *testing.F) {
 	})
 }
 
-// The next four carry a checksum, which a fuzzer does not guess: it is put right before decoding.
+// The next six carry a checksum, which a fuzzer does not guess: it is put right before decoding.
 func resealed(b []byte) []byte { return sealCRC(bytes.Clone(b[:max(0, len(b)-crcLen)])) }
 
 func FuzzIdent(f *testing.F) {
@@ -299,6 +303,29 @@ func FuzzMeta(f *testing.F) {
 			return nil, err
 		}
 		return appendMeta(nil, d), nil
+	})
+}
+
+func FuzzFence(f *testing.F) {
+	fuzzDecoder(f, "fence", func(b []byte) ([]byte, error) {
+		if v, err := decodeFence(9, resealed(b)); err == nil && !bytes.Equal(appendFence(nil, v), resealed(b)) {
+			return nil, nil
+		}
+		v, err := decodeFence(9, b)
+		return appendFence(nil, v), err
+	})
+}
+
+func FuzzRecovery(f *testing.F) {
+	fuzzDecoder(f, "recovery", func(b []byte) ([]byte, error) {
+		if r, err := decodeRecovery(resealed(b)); err == nil && !bytes.Equal(appendRecovery(nil, r), resealed(b)) {
+			return nil, nil
+		}
+		r, err := decodeRecovery(b)
+		if err != nil {
+			return nil, err
+		}
+		return appendRecovery(nil, r), nil
 	})
 }
 

@@ -21,7 +21,7 @@ const (
 // rewrites, and in the STORE marker of a new directory. A directory with a higher one is refused with ExitNewerFormat.
 //
 //	2  TruncatedState has the configuration
-//	3  AppliedState has the freeze of a merge and the merges decided
+//	3  AppliedState has the freeze of a merge and the merges decided; fences and recoveries in the store span
 const FormatVersion = 3
 
 // ErrCorrupt marks stored bytes that fail a checksum or do not follow their layout.
@@ -47,6 +47,8 @@ type Ident struct {
 	LongestPromise time.Duration // longest lease support ever promised (rule V7)
 	Peers          []PeerRecord  // by store id, ascending
 	Meta           *base.Descriptor
+	Fences         []Fence   // stores that are gone for good, by store id, ascending
+	Recovery       *Recovery // of lost quorums, the last one; nil: there was none
 }
 
 // ReplicaMark outlives the replica: a replica exists on this store iff ReplicaID > 0, and an id below NextReplicaID

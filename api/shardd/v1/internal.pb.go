@@ -1066,8 +1066,10 @@ type ReportRequest struct {
 	DiskCapacityBytes uint64 `protobuf:"varint,19,opt,name=disk_capacity_bytes,json=diskCapacityBytes,proto3" json:"disk_capacity_bytes,omitempty"`
 	CpuMillis         uint64 `protobuf:"varint,20,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	// The disk or the process is slower than it should be; says how. Leaders are taken off one such node at a time.
-	Slow          string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
-	Load          *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
+	Slow string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
+	Load *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
+	// The node is about to stop, and hands its leaderships over.
+	Leaving       bool `protobuf:"varint,23,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1256,6 +1258,13 @@ func (x *ReportRequest) GetLoad() *Load {
 	return nil
 }
 
+func (x *ReportRequest) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type ReplicaReport struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Descriptor_ []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
@@ -1436,8 +1445,10 @@ type ReportResponse struct {
 	MetaDescriptor []byte `protobuf:"bytes,5,opt,name=meta_descriptor,json=metaDescriptor,proto3" json:"meta_descriptor,omitempty"`
 	// What a drain keeps off the reporting node: none, leaders or replicas.
 	Draining string `protobuf:"bytes,6,opt,name=draining,proto3" json:"draining,omitempty"`
-	// Nodes that should be given no leaderships: drained, short of disk space or unhealthy.
-	Unfit         []uint64 `protobuf:"varint,7,rep,packed,name=unfit,proto3" json:"unfit,omitempty"`
+	// Nodes that should be given no leaderships: drained, about to stop, short of disk space or unhealthy.
+	Unfit []uint64 `protobuf:"varint,7,rep,packed,name=unfit,proto3" json:"unfit,omitempty"`
+	// Nodes that are gone for good: the reporting node fences them.
+	Fenced        []uint64 `protobuf:"varint,8,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1517,6 +1528,13 @@ func (x *ReportResponse) GetDraining() string {
 func (x *ReportResponse) GetUnfit() []uint64 {
 	if x != nil {
 		return x.Unfit
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetFenced() []uint64 {
+	if x != nil {
+		return x.Fenced
 	}
 	return nil
 }
@@ -3438,8 +3456,13 @@ type RecoverReplicaRequest struct {
 	FailedNodes []uint64 `protobuf:"varint,5,rep,packed,name=failed_nodes,json=failedNodes,proto3" json:"failed_nodes,omitempty"`
 	// drop: the local replica is given up instead. create: the range has no survivor and is made anew, empty.
 	Action string `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
-	// For create.
-	Descriptor_   []byte `protobuf:"bytes,7,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	// For create: of the new shard. Otherwise: the one that the shard has from now on, in a range within the present one;
+	// for drop it is the proof, empty: the shard was merged away.
+	Descriptor_ []byte `protobuf:"bytes,7,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	// The term is raised at least to this.
+	Term uint64 `protobuf:"varint,8,opt,name=term,proto3" json:"term,omitempty"`
+	// For create of the meta shard: its contents, sorted by key.
+	MetaData      []*KeyValue `protobuf:"bytes,9,rep,name=meta_data,json=metaData,proto3" json:"meta_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3523,6 +3546,20 @@ func (x *RecoverReplicaRequest) GetDescriptor_() []byte {
 	return nil
 }
 
+func (x *RecoverReplicaRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *RecoverReplicaRequest) GetMetaData() []*KeyValue {
+	if x != nil {
+		return x.MetaData
+	}
+	return nil
+}
+
 type RecoverReplicaResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
@@ -3568,11 +3605,20 @@ func (x *RecoverReplicaResponse) GetDescriptor_() []byte {
 }
 
 type FenceStoresRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Nodes         []uint64               `protobuf:"varint,2,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Nodes     []uint64               `protobuf:"varint,2,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
+	// The recovery that the nodes are given up in; 0: they were removed. A later id takes over from an earlier one.
+	RecoveryId  uint64 `protobuf:"varint,3,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	Coordinator uint64 `protobuf:"varint,4,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
+	// fence, meta, shards, done or cancelled; cancelled lifts the fences.
+	Stage     string   `protobuf:"bytes,5,opt,name=stage,proto3" json:"stage,omitempty"`
+	PlanToken []byte   `protobuf:"bytes,6,opt,name=plan_token,json=planToken,proto3" json:"plan_token,omitempty"`
+	Survivors []uint64 `protobuf:"varint,7,rep,packed,name=survivors,proto3" json:"survivors,omitempty"`
+	// Of the meta shard, if it has been made new.
+	MetaDescriptor []byte `protobuf:"bytes,8,opt,name=meta_descriptor,json=metaDescriptor,proto3" json:"meta_descriptor,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *FenceStoresRequest) Reset() {
@@ -3619,6 +3665,48 @@ func (x *FenceStoresRequest) GetNodes() []uint64 {
 	return nil
 }
 
+func (x *FenceStoresRequest) GetRecoveryId() uint64 {
+	if x != nil {
+		return x.RecoveryId
+	}
+	return 0
+}
+
+func (x *FenceStoresRequest) GetCoordinator() uint64 {
+	if x != nil {
+		return x.Coordinator
+	}
+	return 0
+}
+
+func (x *FenceStoresRequest) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *FenceStoresRequest) GetPlanToken() []byte {
+	if x != nil {
+		return x.PlanToken
+	}
+	return nil
+}
+
+func (x *FenceStoresRequest) GetSurvivors() []uint64 {
+	if x != nil {
+		return x.Survivors
+	}
+	return nil
+}
+
+func (x *FenceStoresRequest) GetMetaDescriptor() []byte {
+	if x != nil {
+		return x.MetaDescriptor
+	}
+	return nil
+}
+
 type FenceStoresResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3655,6 +3743,390 @@ func (*FenceStoresResponse) Descriptor() ([]byte, []int) {
 	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{49}
 }
 
+type InventoryRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Only shards above this; 0: all.
+	AfterShardId uint64 `protobuf:"varint,2,opt,name=after_shard_id,json=afterShardId,proto3" json:"after_shard_id,omitempty"`
+	// Of a recovery that has begun: refused once another has taken over. 0: none has.
+	RecoveryId    uint64 `protobuf:"varint,3,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InventoryRequest) Reset() {
+	*x = InventoryRequest{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InventoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InventoryRequest) ProtoMessage() {}
+
+func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
+func (*InventoryRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *InventoryRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *InventoryRequest) GetAfterShardId() uint64 {
+	if x != nil {
+		return x.AfterShardId
+	}
+	return 0
+}
+
+func (x *InventoryRequest) GetRecoveryId() uint64 {
+	if x != nil {
+		return x.RecoveryId
+	}
+	return 0
+}
+
+type InventoryResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// By shard; as many as fit.
+	Replicas []*LocalReplica `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	More     bool            `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// The node's address book, itself included.
+	Addresses map[uint64]string `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Fenced    []uint64          `protobuf:"varint,5,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
+	// The node's record of the last recovery; recovery_id 0: there was none.
+	RecoveryId          uint64   `protobuf:"varint,6,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	RecoveryCoordinator uint64   `protobuf:"varint,7,opt,name=recovery_coordinator,json=recoveryCoordinator,proto3" json:"recovery_coordinator,omitempty"`
+	RecoveryStage       string   `protobuf:"bytes,8,opt,name=recovery_stage,json=recoveryStage,proto3" json:"recovery_stage,omitempty"`
+	RecoveryToken       []byte   `protobuf:"bytes,9,opt,name=recovery_token,json=recoveryToken,proto3" json:"recovery_token,omitempty"`
+	RecoveryFailed      []uint64 `protobuf:"varint,10,rep,packed,name=recovery_failed,json=recoveryFailed,proto3" json:"recovery_failed,omitempty"`
+	RecoverySurvivors   []uint64 `protobuf:"varint,11,rep,packed,name=recovery_survivors,json=recoverySurvivors,proto3" json:"recovery_survivors,omitempty"`
+	// What the node would register with.
+	HttpAddress   string            `protobuf:"bytes,12,opt,name=http_address,json=httpAddress,proto3" json:"http_address,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Version       string            `protobuf:"bytes,14,opt,name=version,proto3" json:"version,omitempty"`
+	Incarnation   uint64            `protobuf:"varint,15,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InventoryResponse) Reset() {
+	*x = InventoryResponse{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InventoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InventoryResponse) ProtoMessage() {}
+
+func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
+func (*InventoryResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *InventoryResponse) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetReplicas() []*LocalReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *InventoryResponse) GetAddresses() map[uint64]string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetFenced() []uint64 {
+	if x != nil {
+		return x.Fenced
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetRecoveryId() uint64 {
+	if x != nil {
+		return x.RecoveryId
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetRecoveryCoordinator() uint64 {
+	if x != nil {
+		return x.RecoveryCoordinator
+	}
+	return 0
+}
+
+func (x *InventoryResponse) GetRecoveryStage() string {
+	if x != nil {
+		return x.RecoveryStage
+	}
+	return ""
+}
+
+func (x *InventoryResponse) GetRecoveryToken() []byte {
+	if x != nil {
+		return x.RecoveryToken
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetRecoveryFailed() []uint64 {
+	if x != nil {
+		return x.RecoveryFailed
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetRecoverySurvivors() []uint64 {
+	if x != nil {
+		return x.RecoverySurvivors
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetHttpAddress() string {
+	if x != nil {
+		return x.HttpAddress
+	}
+	return ""
+}
+
+func (x *InventoryResponse) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *InventoryResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *InventoryResponse) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+type LocalReplica struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ShardId   uint64                 `protobuf:"varint,1,opt,name=shard_id,json=shardId,proto3" json:"shard_id,omitempty"`
+	ReplicaId uint64                 `protobuf:"varint,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	// Applied; empty: uninitialised.
+	Descriptor_ []byte `protobuf:"bytes,3,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	Faulted     string `protobuf:"bytes,4,opt,name=faulted,proto3" json:"faulted,omitempty"`
+	Term        uint64 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`
+	// Of the last entry of the log.
+	LastTerm  uint64 `protobuf:"varint,6,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	LastIndex uint64 `protobuf:"varint,7,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	Commit    uint64 `protobuf:"varint,8,opt,name=commit,proto3" json:"commit,omitempty"`
+	Applied   uint64 `protobuf:"varint,9,opt,name=applied,proto3" json:"applied,omitempty"`
+	Leads     bool   `protobuf:"varint,10,opt,name=leads,proto3" json:"leads,omitempty"`
+	// Node that leads as far as the replica knows, 0: none.
+	Leader uint64 `protobuf:"varint,11,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Time since the last word of a leader.
+	SilentMs uint64 `protobuf:"varint,12,opt,name=silent_ms,json=silentMs,proto3" json:"silent_ms,omitempty"`
+	// The log changes the replicas behind what is applied.
+	Changes     bool   `protobuf:"varint,13,opt,name=changes,proto3" json:"changes,omitempty"`
+	MergingInto uint64 `protobuf:"varint,14,opt,name=merging_into,json=mergingInto,proto3" json:"merging_into,omitempty"`
+	// The replica could not be asked in time.
+	Busy          bool `protobuf:"varint,15,opt,name=busy,proto3" json:"busy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalReplica) Reset() {
+	*x = LocalReplica{}
+	mi := &file_shardd_v1_internal_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalReplica) ProtoMessage() {}
+
+func (x *LocalReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_internal_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalReplica.ProtoReflect.Descriptor instead.
+func (*LocalReplica) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *LocalReplica) GetShardId() uint64 {
+	if x != nil {
+		return x.ShardId
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetReplicaId() uint64 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+func (x *LocalReplica) GetFaulted() string {
+	if x != nil {
+		return x.Faulted
+	}
+	return ""
+}
+
+func (x *LocalReplica) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetLeads() bool {
+	if x != nil {
+		return x.Leads
+	}
+	return false
+}
+
+func (x *LocalReplica) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetSilentMs() uint64 {
+	if x != nil {
+		return x.SilentMs
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetChanges() bool {
+	if x != nil {
+		return x.Changes
+	}
+	return false
+}
+
+func (x *LocalReplica) GetMergingInto() uint64 {
+	if x != nil {
+		return x.MergingInto
+	}
+	return 0
+}
+
+func (x *LocalReplica) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
+}
+
 type SnapshotsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Snapshots     []*SnapshotProgress    `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
@@ -3664,7 +4136,7 @@ type SnapshotsResponse struct {
 
 func (x *SnapshotsResponse) Reset() {
 	*x = SnapshotsResponse{}
-	mi := &file_shardd_v1_internal_proto_msgTypes[50]
+	mi := &file_shardd_v1_internal_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +4148,7 @@ func (x *SnapshotsResponse) String() string {
 func (*SnapshotsResponse) ProtoMessage() {}
 
 func (x *SnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_internal_proto_msgTypes[50]
+	mi := &file_shardd_v1_internal_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +4161,7 @@ func (x *SnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{50}
+	return file_shardd_v1_internal_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SnapshotsResponse) GetSnapshots() []*SnapshotProgress {
@@ -3779,7 +4251,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\v2&.shardd.v1.JoinResponse.AddressesEntryR\taddresses\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x06\n" +
 	"\rReportRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -3807,7 +4279,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"cpu_millis\x18\x14 \x01(\x04R\tcpuMillis\x12\x12\n" +
 	"\x04slow\x18\x15 \x01(\tR\x04slow\x12#\n" +
-	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x1a9\n" +
+	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x12\x18\n" +
+	"\aleaving\x18\x17 \x01(\bR\aleaving\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x03\n" +
@@ -3832,7 +4305,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\runinitialised\x18\x0e \x01(\bR\runinitialised\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x0f \x01(\x04R\treplicaId\x12\x19\n" +
-	"\bshard_id\x18\x10 \x01(\x04R\ashardId\"\xc5\x02\n" +
+	"\bshard_id\x18\x10 \x01(\x04R\ashardId\"\xdd\x02\n" +
 	"\x0eReportResponse\x12F\n" +
 	"\taddresses\x18\x01 \x03(\v2(.shardd.v1.ReportResponse.AddressesEntryR\taddresses\x12\x1b\n" +
 	"\twant_full\x18\x02 \x01(\bR\bwantFull\x12\x1d\n" +
@@ -3841,7 +4314,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x06leader\x18\x04 \x01(\x04R\x06leader\x12'\n" +
 	"\x0fmeta_descriptor\x18\x05 \x01(\fR\x0emetaDescriptor\x12\x1a\n" +
 	"\bdraining\x18\x06 \x01(\tR\bdraining\x12\x14\n" +
-	"\x05unfit\x18\a \x03(\x04R\x05unfit\x1a<\n" +
+	"\x05unfit\x18\a \x03(\x04R\x05unfit\x12\x16\n" +
+	"\x06fenced\x18\b \x03(\x04R\x06fenced\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
@@ -4018,7 +4492,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\asampled\x18\x02 \x01(\x04R\asampled\x12\x1d\n" +
 	"\n" +
 	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
-	"\x06leader\x18\x04 \x01(\x04R\x06leader\"\xec\x01\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\"\xb2\x02\n" +
 	"\x15RecoverReplicaRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
@@ -4031,18 +4505,79 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x06action\x18\x06 \x01(\tR\x06action\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\a \x01(\fR\n" +
-	"descriptor\"8\n" +
+	"descriptor\x12\x12\n" +
+	"\x04term\x18\b \x01(\x04R\x04term\x120\n" +
+	"\tmeta_data\x18\t \x03(\v2\x13.shardd.v1.KeyValueR\bmetaData\"8\n" +
 	"\x16RecoverReplicaResponse\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\fR\n" +
-	"descriptor\"I\n" +
+	"descriptor\"\x88\x02\n" +
 	"\x12FenceStoresRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x14\n" +
-	"\x05nodes\x18\x02 \x03(\x04R\x05nodes\"\x15\n" +
-	"\x13FenceStoresResponse\"N\n" +
+	"\x05nodes\x18\x02 \x03(\x04R\x05nodes\x12\x1f\n" +
+	"\vrecovery_id\x18\x03 \x01(\x04R\n" +
+	"recoveryId\x12 \n" +
+	"\vcoordinator\x18\x04 \x01(\x04R\vcoordinator\x12\x14\n" +
+	"\x05stage\x18\x05 \x01(\tR\x05stage\x12\x1d\n" +
+	"\n" +
+	"plan_token\x18\x06 \x01(\fR\tplanToken\x12\x1c\n" +
+	"\tsurvivors\x18\a \x03(\x04R\tsurvivors\x12'\n" +
+	"\x0fmeta_descriptor\x18\b \x01(\fR\x0emetaDescriptor\"\x15\n" +
+	"\x13FenceStoresResponse\"x\n" +
+	"\x10InventoryRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12$\n" +
+	"\x0eafter_shard_id\x18\x02 \x01(\x04R\fafterShardId\x12\x1f\n" +
+	"\vrecovery_id\x18\x03 \x01(\x04R\n" +
+	"recoveryId\"\xec\x05\n" +
+	"\x11InventoryResponse\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x123\n" +
+	"\breplicas\x18\x02 \x03(\v2\x17.shardd.v1.LocalReplicaR\breplicas\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12I\n" +
+	"\taddresses\x18\x04 \x03(\v2+.shardd.v1.InventoryResponse.AddressesEntryR\taddresses\x12\x16\n" +
+	"\x06fenced\x18\x05 \x03(\x04R\x06fenced\x12\x1f\n" +
+	"\vrecovery_id\x18\x06 \x01(\x04R\n" +
+	"recoveryId\x121\n" +
+	"\x14recovery_coordinator\x18\a \x01(\x04R\x13recoveryCoordinator\x12%\n" +
+	"\x0erecovery_stage\x18\b \x01(\tR\rrecoveryStage\x12%\n" +
+	"\x0erecovery_token\x18\t \x01(\fR\rrecoveryToken\x12'\n" +
+	"\x0frecovery_failed\x18\n" +
+	" \x03(\x04R\x0erecoveryFailed\x12-\n" +
+	"\x12recovery_survivors\x18\v \x03(\x04R\x11recoverySurvivors\x12!\n" +
+	"\fhttp_address\x18\f \x01(\tR\vhttpAddress\x12@\n" +
+	"\x06labels\x18\r \x03(\v2(.shardd.v1.InventoryResponse.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aversion\x18\x0e \x01(\tR\aversion\x12 \n" +
+	"\vincarnation\x18\x0f \x01(\x04R\vincarnation\x1a<\n" +
+	"\x0eAddressesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa0\x03\n" +
+	"\fLocalReplica\x12\x19\n" +
+	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x02 \x01(\x04R\treplicaId\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x03 \x01(\fR\n" +
+	"descriptor\x12\x18\n" +
+	"\afaulted\x18\x04 \x01(\tR\afaulted\x12\x12\n" +
+	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x1b\n" +
+	"\tlast_term\x18\x06 \x01(\x04R\blastTerm\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\a \x01(\x04R\tlastIndex\x12\x16\n" +
+	"\x06commit\x18\b \x01(\x04R\x06commit\x12\x18\n" +
+	"\aapplied\x18\t \x01(\x04R\aapplied\x12\x14\n" +
+	"\x05leads\x18\n" +
+	" \x01(\bR\x05leads\x12\x16\n" +
+	"\x06leader\x18\v \x01(\x04R\x06leader\x12\x1b\n" +
+	"\tsilent_ms\x18\f \x01(\x04R\bsilentMs\x12\x18\n" +
+	"\achanges\x18\r \x01(\bR\achanges\x12!\n" +
+	"\fmerging_into\x18\x0e \x01(\x04R\vmergingInto\x12\x12\n" +
+	"\x04busy\x18\x0f \x01(\bR\x04busy\"N\n" +
 	"\x11SnapshotsResponse\x129\n" +
-	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots2\x87\v\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots2\xcf\v\n" +
 	"\x0fInternalService\x12:\n" +
 	"\x05Adopt\x12\x17.shardd.v1.AdoptRequest\x1a\x18.shardd.v1.AdoptResponse\x12U\n" +
 	"\x0eCreateReplicas\x12 .shardd.v1.CreateReplicasRequest\x1a!.shardd.v1.CreateReplicasResponse\x127\n" +
@@ -4064,7 +4599,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\rMergeDecision\x12\x1f.shardd.v1.MergeDecisionRequest\x1a .shardd.v1.MergeDecisionResponse\x12F\n" +
 	"\tShardKeys\x12\x1b.shardd.v1.ShardKeysRequest\x1a\x1c.shardd.v1.ShardKeysResponse\x12U\n" +
 	"\x0eRecoverReplica\x12 .shardd.v1.RecoverReplicaRequest\x1a!.shardd.v1.RecoverReplicaResponse\x12L\n" +
-	"\vFenceStores\x12\x1d.shardd.v1.FenceStoresRequest\x1a\x1e.shardd.v1.FenceStoresResponse2T\n" +
+	"\vFenceStores\x12\x1d.shardd.v1.FenceStoresRequest\x1a\x1e.shardd.v1.FenceStoresResponse\x12F\n" +
+	"\tInventory\x12\x1b.shardd.v1.InventoryRequest\x1a\x1c.shardd.v1.InventoryResponse2T\n" +
 	"\x0fSnapshotService\x12A\n" +
 	"\x06Stream\x12\x18.shardd.v1.StreamRequest\x1a\x19.shardd.v1.StreamResponse(\x010\x01B1Z/github.com/shardd/shardd/api/shardd/v1;sharddv1b\x06proto3"
 
@@ -4080,7 +4616,7 @@ func file_shardd_v1_internal_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_internal_proto_rawDescData
 }
 
-var file_shardd_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_shardd_v1_internal_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_shardd_v1_internal_proto_goTypes = []any{
 	(*StreamRequest)(nil),          // 0: shardd.v1.StreamRequest
 	(*SnapshotReserve)(nil),        // 1: shardd.v1.SnapshotReserve
@@ -4132,16 +4668,21 @@ var file_shardd_v1_internal_proto_goTypes = []any{
 	(*RecoverReplicaResponse)(nil), // 47: shardd.v1.RecoverReplicaResponse
 	(*FenceStoresRequest)(nil),     // 48: shardd.v1.FenceStoresRequest
 	(*FenceStoresResponse)(nil),    // 49: shardd.v1.FenceStoresResponse
-	(*SnapshotsResponse)(nil),      // 50: shardd.v1.SnapshotsResponse
-	nil,                            // 51: shardd.v1.AdoptRequest.AddressesEntry
-	nil,                            // 52: shardd.v1.JoinRequest.LabelsEntry
-	nil,                            // 53: shardd.v1.JoinResponse.AddressesEntry
-	nil,                            // 54: shardd.v1.ReportRequest.LabelsEntry
-	nil,                            // 55: shardd.v1.ReportResponse.AddressesEntry
-	(*Load)(nil),                   // 56: shardd.v1.Load
-	(*ReplicaStatus)(nil),          // 57: shardd.v1.ReplicaStatus
-	(*HotKey)(nil),                 // 58: shardd.v1.HotKey
-	(*SnapshotProgress)(nil),       // 59: shardd.v1.SnapshotProgress
+	(*InventoryRequest)(nil),       // 50: shardd.v1.InventoryRequest
+	(*InventoryResponse)(nil),      // 51: shardd.v1.InventoryResponse
+	(*LocalReplica)(nil),           // 52: shardd.v1.LocalReplica
+	(*SnapshotsResponse)(nil),      // 53: shardd.v1.SnapshotsResponse
+	nil,                            // 54: shardd.v1.AdoptRequest.AddressesEntry
+	nil,                            // 55: shardd.v1.JoinRequest.LabelsEntry
+	nil,                            // 56: shardd.v1.JoinResponse.AddressesEntry
+	nil,                            // 57: shardd.v1.ReportRequest.LabelsEntry
+	nil,                            // 58: shardd.v1.ReportResponse.AddressesEntry
+	nil,                            // 59: shardd.v1.InventoryResponse.AddressesEntry
+	nil,                            // 60: shardd.v1.InventoryResponse.LabelsEntry
+	(*Load)(nil),                   // 61: shardd.v1.Load
+	(*ReplicaStatus)(nil),          // 62: shardd.v1.ReplicaStatus
+	(*HotKey)(nil),                 // 63: shardd.v1.HotKey
+	(*SnapshotProgress)(nil),       // 64: shardd.v1.SnapshotProgress
 }
 var file_shardd_v1_internal_proto_depIdxs = []int32{
 	1,  // 0: shardd.v1.StreamRequest.reserve:type_name -> shardd.v1.SnapshotReserve
@@ -4152,64 +4693,70 @@ var file_shardd_v1_internal_proto_depIdxs = []int32{
 	7,  // 5: shardd.v1.StreamResponse.staged:type_name -> shardd.v1.SnapshotStaged
 	8,  // 6: shardd.v1.StreamResponse.installed:type_name -> shardd.v1.SnapshotInstalled
 	9,  // 7: shardd.v1.AdoptRequest.meta_data:type_name -> shardd.v1.KeyValue
-	51, // 8: shardd.v1.AdoptRequest.addresses:type_name -> shardd.v1.AdoptRequest.AddressesEntry
-	52, // 9: shardd.v1.JoinRequest.labels:type_name -> shardd.v1.JoinRequest.LabelsEntry
-	53, // 10: shardd.v1.JoinResponse.addresses:type_name -> shardd.v1.JoinResponse.AddressesEntry
-	54, // 11: shardd.v1.ReportRequest.labels:type_name -> shardd.v1.ReportRequest.LabelsEntry
+	54, // 8: shardd.v1.AdoptRequest.addresses:type_name -> shardd.v1.AdoptRequest.AddressesEntry
+	55, // 9: shardd.v1.JoinRequest.labels:type_name -> shardd.v1.JoinRequest.LabelsEntry
+	56, // 10: shardd.v1.JoinResponse.addresses:type_name -> shardd.v1.JoinResponse.AddressesEntry
+	57, // 11: shardd.v1.ReportRequest.labels:type_name -> shardd.v1.ReportRequest.LabelsEntry
 	17, // 12: shardd.v1.ReportRequest.replicas:type_name -> shardd.v1.ReplicaReport
-	56, // 13: shardd.v1.ReportRequest.load:type_name -> shardd.v1.Load
-	56, // 14: shardd.v1.ReplicaReport.load:type_name -> shardd.v1.Load
-	55, // 15: shardd.v1.ReportResponse.addresses:type_name -> shardd.v1.ReportResponse.AddressesEntry
-	57, // 16: shardd.v1.ReplicaResponse.status:type_name -> shardd.v1.ReplicaStatus
+	61, // 13: shardd.v1.ReportRequest.load:type_name -> shardd.v1.Load
+	61, // 14: shardd.v1.ReplicaReport.load:type_name -> shardd.v1.Load
+	58, // 15: shardd.v1.ReportResponse.addresses:type_name -> shardd.v1.ReportResponse.AddressesEntry
+	62, // 16: shardd.v1.ReplicaResponse.status:type_name -> shardd.v1.ReplicaStatus
 	23, // 17: shardd.v1.ChangeReplicasRequest.changes:type_name -> shardd.v1.ReplicaChange
 	30, // 18: shardd.v1.ChecksumResponse.spans:type_name -> shardd.v1.SpanSum
-	58, // 19: shardd.v1.ShardKeysResponse.keys:type_name -> shardd.v1.HotKey
-	59, // 20: shardd.v1.SnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
-	10, // 21: shardd.v1.InternalService.Adopt:input_type -> shardd.v1.AdoptRequest
-	12, // 22: shardd.v1.InternalService.CreateReplicas:input_type -> shardd.v1.CreateReplicasRequest
-	14, // 23: shardd.v1.InternalService.Join:input_type -> shardd.v1.JoinRequest
-	16, // 24: shardd.v1.InternalService.Report:input_type -> shardd.v1.ReportRequest
-	19, // 25: shardd.v1.InternalService.Replica:input_type -> shardd.v1.ReplicaRequest
-	21, // 26: shardd.v1.InternalService.Transfer:input_type -> shardd.v1.TransferRequest
-	24, // 27: shardd.v1.InternalService.ChangeReplicas:input_type -> shardd.v1.ChangeReplicasRequest
-	26, // 28: shardd.v1.InternalService.Verify:input_type -> shardd.v1.VerifyRequest
-	28, // 29: shardd.v1.InternalService.Checksum:input_type -> shardd.v1.ChecksumRequest
-	31, // 30: shardd.v1.InternalService.Snapshots:input_type -> shardd.v1.SnapshotsRequest
-	32, // 31: shardd.v1.InternalService.SplitShard:input_type -> shardd.v1.SplitShardRequest
-	34, // 32: shardd.v1.InternalService.FreezeShard:input_type -> shardd.v1.FreezeShardRequest
-	36, // 33: shardd.v1.InternalService.FreezeState:input_type -> shardd.v1.FreezeStateRequest
-	38, // 34: shardd.v1.InternalService.CommitMerge:input_type -> shardd.v1.CommitMergeRequest
-	40, // 35: shardd.v1.InternalService.AbortMerge:input_type -> shardd.v1.AbortMergeRequest
-	42, // 36: shardd.v1.InternalService.MergeDecision:input_type -> shardd.v1.MergeDecisionRequest
-	44, // 37: shardd.v1.InternalService.ShardKeys:input_type -> shardd.v1.ShardKeysRequest
-	46, // 38: shardd.v1.InternalService.RecoverReplica:input_type -> shardd.v1.RecoverReplicaRequest
-	48, // 39: shardd.v1.InternalService.FenceStores:input_type -> shardd.v1.FenceStoresRequest
-	0,  // 40: shardd.v1.SnapshotService.Stream:input_type -> shardd.v1.StreamRequest
-	11, // 41: shardd.v1.InternalService.Adopt:output_type -> shardd.v1.AdoptResponse
-	13, // 42: shardd.v1.InternalService.CreateReplicas:output_type -> shardd.v1.CreateReplicasResponse
-	15, // 43: shardd.v1.InternalService.Join:output_type -> shardd.v1.JoinResponse
-	18, // 44: shardd.v1.InternalService.Report:output_type -> shardd.v1.ReportResponse
-	20, // 45: shardd.v1.InternalService.Replica:output_type -> shardd.v1.ReplicaResponse
-	22, // 46: shardd.v1.InternalService.Transfer:output_type -> shardd.v1.TransferResponse
-	25, // 47: shardd.v1.InternalService.ChangeReplicas:output_type -> shardd.v1.ChangeReplicasResponse
-	27, // 48: shardd.v1.InternalService.Verify:output_type -> shardd.v1.VerifyResponse
-	29, // 49: shardd.v1.InternalService.Checksum:output_type -> shardd.v1.ChecksumResponse
-	50, // 50: shardd.v1.InternalService.Snapshots:output_type -> shardd.v1.SnapshotsResponse
-	33, // 51: shardd.v1.InternalService.SplitShard:output_type -> shardd.v1.SplitShardResponse
-	35, // 52: shardd.v1.InternalService.FreezeShard:output_type -> shardd.v1.FreezeShardResponse
-	37, // 53: shardd.v1.InternalService.FreezeState:output_type -> shardd.v1.FreezeStateResponse
-	39, // 54: shardd.v1.InternalService.CommitMerge:output_type -> shardd.v1.CommitMergeResponse
-	41, // 55: shardd.v1.InternalService.AbortMerge:output_type -> shardd.v1.AbortMergeResponse
-	43, // 56: shardd.v1.InternalService.MergeDecision:output_type -> shardd.v1.MergeDecisionResponse
-	45, // 57: shardd.v1.InternalService.ShardKeys:output_type -> shardd.v1.ShardKeysResponse
-	47, // 58: shardd.v1.InternalService.RecoverReplica:output_type -> shardd.v1.RecoverReplicaResponse
-	49, // 59: shardd.v1.InternalService.FenceStores:output_type -> shardd.v1.FenceStoresResponse
-	4,  // 60: shardd.v1.SnapshotService.Stream:output_type -> shardd.v1.StreamResponse
-	41, // [41:61] is the sub-list for method output_type
-	21, // [21:41] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	63, // 19: shardd.v1.ShardKeysResponse.keys:type_name -> shardd.v1.HotKey
+	9,  // 20: shardd.v1.RecoverReplicaRequest.meta_data:type_name -> shardd.v1.KeyValue
+	52, // 21: shardd.v1.InventoryResponse.replicas:type_name -> shardd.v1.LocalReplica
+	59, // 22: shardd.v1.InventoryResponse.addresses:type_name -> shardd.v1.InventoryResponse.AddressesEntry
+	60, // 23: shardd.v1.InventoryResponse.labels:type_name -> shardd.v1.InventoryResponse.LabelsEntry
+	64, // 24: shardd.v1.SnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
+	10, // 25: shardd.v1.InternalService.Adopt:input_type -> shardd.v1.AdoptRequest
+	12, // 26: shardd.v1.InternalService.CreateReplicas:input_type -> shardd.v1.CreateReplicasRequest
+	14, // 27: shardd.v1.InternalService.Join:input_type -> shardd.v1.JoinRequest
+	16, // 28: shardd.v1.InternalService.Report:input_type -> shardd.v1.ReportRequest
+	19, // 29: shardd.v1.InternalService.Replica:input_type -> shardd.v1.ReplicaRequest
+	21, // 30: shardd.v1.InternalService.Transfer:input_type -> shardd.v1.TransferRequest
+	24, // 31: shardd.v1.InternalService.ChangeReplicas:input_type -> shardd.v1.ChangeReplicasRequest
+	26, // 32: shardd.v1.InternalService.Verify:input_type -> shardd.v1.VerifyRequest
+	28, // 33: shardd.v1.InternalService.Checksum:input_type -> shardd.v1.ChecksumRequest
+	31, // 34: shardd.v1.InternalService.Snapshots:input_type -> shardd.v1.SnapshotsRequest
+	32, // 35: shardd.v1.InternalService.SplitShard:input_type -> shardd.v1.SplitShardRequest
+	34, // 36: shardd.v1.InternalService.FreezeShard:input_type -> shardd.v1.FreezeShardRequest
+	36, // 37: shardd.v1.InternalService.FreezeState:input_type -> shardd.v1.FreezeStateRequest
+	38, // 38: shardd.v1.InternalService.CommitMerge:input_type -> shardd.v1.CommitMergeRequest
+	40, // 39: shardd.v1.InternalService.AbortMerge:input_type -> shardd.v1.AbortMergeRequest
+	42, // 40: shardd.v1.InternalService.MergeDecision:input_type -> shardd.v1.MergeDecisionRequest
+	44, // 41: shardd.v1.InternalService.ShardKeys:input_type -> shardd.v1.ShardKeysRequest
+	46, // 42: shardd.v1.InternalService.RecoverReplica:input_type -> shardd.v1.RecoverReplicaRequest
+	48, // 43: shardd.v1.InternalService.FenceStores:input_type -> shardd.v1.FenceStoresRequest
+	50, // 44: shardd.v1.InternalService.Inventory:input_type -> shardd.v1.InventoryRequest
+	0,  // 45: shardd.v1.SnapshotService.Stream:input_type -> shardd.v1.StreamRequest
+	11, // 46: shardd.v1.InternalService.Adopt:output_type -> shardd.v1.AdoptResponse
+	13, // 47: shardd.v1.InternalService.CreateReplicas:output_type -> shardd.v1.CreateReplicasResponse
+	15, // 48: shardd.v1.InternalService.Join:output_type -> shardd.v1.JoinResponse
+	18, // 49: shardd.v1.InternalService.Report:output_type -> shardd.v1.ReportResponse
+	20, // 50: shardd.v1.InternalService.Replica:output_type -> shardd.v1.ReplicaResponse
+	22, // 51: shardd.v1.InternalService.Transfer:output_type -> shardd.v1.TransferResponse
+	25, // 52: shardd.v1.InternalService.ChangeReplicas:output_type -> shardd.v1.ChangeReplicasResponse
+	27, // 53: shardd.v1.InternalService.Verify:output_type -> shardd.v1.VerifyResponse
+	29, // 54: shardd.v1.InternalService.Checksum:output_type -> shardd.v1.ChecksumResponse
+	53, // 55: shardd.v1.InternalService.Snapshots:output_type -> shardd.v1.SnapshotsResponse
+	33, // 56: shardd.v1.InternalService.SplitShard:output_type -> shardd.v1.SplitShardResponse
+	35, // 57: shardd.v1.InternalService.FreezeShard:output_type -> shardd.v1.FreezeShardResponse
+	37, // 58: shardd.v1.InternalService.FreezeState:output_type -> shardd.v1.FreezeStateResponse
+	39, // 59: shardd.v1.InternalService.CommitMerge:output_type -> shardd.v1.CommitMergeResponse
+	41, // 60: shardd.v1.InternalService.AbortMerge:output_type -> shardd.v1.AbortMergeResponse
+	43, // 61: shardd.v1.InternalService.MergeDecision:output_type -> shardd.v1.MergeDecisionResponse
+	45, // 62: shardd.v1.InternalService.ShardKeys:output_type -> shardd.v1.ShardKeysResponse
+	47, // 63: shardd.v1.InternalService.RecoverReplica:output_type -> shardd.v1.RecoverReplicaResponse
+	49, // 64: shardd.v1.InternalService.FenceStores:output_type -> shardd.v1.FenceStoresResponse
+	51, // 65: shardd.v1.InternalService.Inventory:output_type -> shardd.v1.InventoryResponse
+	4,  // 66: shardd.v1.SnapshotService.Stream:output_type -> shardd.v1.StreamResponse
+	46, // [46:67] is the sub-list for method output_type
+	25, // [25:46] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_internal_proto_init() }
@@ -4235,7 +4782,7 @@ func file_shardd_v1_internal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_internal_proto_rawDesc), len(file_shardd_v1_internal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -38,6 +38,7 @@ const (
 	InternalService_ShardKeys_FullMethodName      = "/shardd.v1.InternalService/ShardKeys"
 	InternalService_RecoverReplica_FullMethodName = "/shardd.v1.InternalService/RecoverReplica"
 	InternalService_FenceStores_FullMethodName    = "/shardd.v1.InternalService/FenceStores"
+	InternalService_Inventory_FullMethodName      = "/shardd.v1.InternalService/Inventory"
 )
 
 // InternalServiceClient is the client API for InternalService service.
@@ -85,6 +86,8 @@ type InternalServiceClient interface {
 	RecoverReplica(ctx context.Context, in *RecoverReplicaRequest, opts ...grpc.CallOption) (*RecoverReplicaResponse, error)
 	// FenceStores has the node refuse everything from stores that are gone for good. Kept on disk.
 	FenceStores(ctx context.Context, in *FenceStoresRequest, opts ...grpc.CallOption) (*FenceStoresResponse, error)
+	// Inventory returns what is on the node's own disk; it asks nobody else. For the recovery of lost quorums.
+	Inventory(ctx context.Context, in *InventoryRequest, opts ...grpc.CallOption) (*InventoryResponse, error)
 }
 
 type internalServiceClient struct {
@@ -285,6 +288,16 @@ func (c *internalServiceClient) FenceStores(ctx context.Context, in *FenceStores
 	return out, nil
 }
 
+func (c *internalServiceClient) Inventory(ctx context.Context, in *InventoryRequest, opts ...grpc.CallOption) (*InventoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InventoryResponse)
+	err := c.cc.Invoke(ctx, InternalService_Inventory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InternalServiceServer is the server API for InternalService service.
 // All implementations must embed UnimplementedInternalServiceServer
 // for forward compatibility.
@@ -330,6 +343,8 @@ type InternalServiceServer interface {
 	RecoverReplica(context.Context, *RecoverReplicaRequest) (*RecoverReplicaResponse, error)
 	// FenceStores has the node refuse everything from stores that are gone for good. Kept on disk.
 	FenceStores(context.Context, *FenceStoresRequest) (*FenceStoresResponse, error)
+	// Inventory returns what is on the node's own disk; it asks nobody else. For the recovery of lost quorums.
+	Inventory(context.Context, *InventoryRequest) (*InventoryResponse, error)
 	mustEmbedUnimplementedInternalServiceServer()
 }
 
@@ -396,6 +411,9 @@ func (UnimplementedInternalServiceServer) RecoverReplica(context.Context, *Recov
 }
 func (UnimplementedInternalServiceServer) FenceStores(context.Context, *FenceStoresRequest) (*FenceStoresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FenceStores not implemented")
+}
+func (UnimplementedInternalServiceServer) Inventory(context.Context, *InventoryRequest) (*InventoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Inventory not implemented")
 }
 func (UnimplementedInternalServiceServer) mustEmbedUnimplementedInternalServiceServer() {}
 func (UnimplementedInternalServiceServer) testEmbeddedByValue()                         {}
@@ -760,6 +778,24 @@ func _InternalService_FenceStores_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InternalService_Inventory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InventoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InternalServiceServer).Inventory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InternalService_Inventory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InternalServiceServer).Inventory(ctx, req.(*InventoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // InternalService_ServiceDesc is the grpc.ServiceDesc for InternalService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -842,6 +878,10 @@ var InternalService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FenceStores",
 			Handler:    _InternalService_FenceStores_Handler,
+		},
+		{
+			MethodName: "Inventory",
+			Handler:    _InternalService_Inventory_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
