@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	sharddv1 "github.com/shardd/shardd/api/shardd/v1"
 )
 
 // Kinds of failure; match them with errors.Is.
@@ -73,8 +75,8 @@ var (
 	slow  = pace{limit: time.Minute}
 )
 
-// call asks the endpoints in order until one gives an answer that is not "unavailable". All calls of AdminService but
-// StartJob are idempotent, so asking the next one is safe.
+// call asks the endpoints in order until one gives an answer that is not "unavailable". All calls that go this
+// way are idempotent, so asking the next one is safe; those that begin something go to one node (askOnce, StartJob).
 func call[R any](ctx context.Context, c *Client, name string, p pace,
 	do func(context.Context, grpc.ClientConnInterface) (R, error)) (R, error) {
 	var zero R
@@ -109,6 +111,26 @@ func call[R any](ctx context.Context, c *Client, name string, p pace,
 		errs = append(errs, fmt.Errorf("%s: %s", ep, status.Convert(err).Message()))
 	}
 	return zero, newError(name, asked, code, errors.Join(errs...))
+}
+
+// ask makes one call of AdminService, given as a method of its client, at the first endpoint that answers.
+func ask[Q, R any](ctx context.Context, c *Client, name string, p pace,
+	method func(sharddv1.AdminServiceClient, context.Context, *Q, ...grpc.CallOption) (*R, error), req *Q) (*R, error) {
+	return call(ctx, c, name, p, func(ctx context.Context, cc grpc.ClientConnInterface) (*R, error) {
+		return method(sharddv1.NewAdminServiceClient(cc), ctx, req)
+	})
+}
+
+// askOnce is ask for a call that begins something: it is not repeated at another endpoint once a node has been given it.
+// An error without an answer says that it may have begun.
+func askOnce[Q, R any](ctx context.Context, c *Client, name string,
+	method func(sharddv1.AdminServiceClient, context.Context, *Q, ...grpc.CallOption) (*R, error), req *Q) (*R, error) {
+	at, err := c.answering(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := ask(ctx, at, name, slow, method, req)
+	return resp, maybeStarted(err)
 }
 
 func newError(name string, asked []string, code codes.Code, err error) *Error {

@@ -17,6 +17,10 @@ const (
 	KindPromote       = "promote"
 	KindDrain         = "drain"
 	KindVerify        = "verify"
+	KindSplit         = "split"
+	KindMerge         = "merge"
+	KindScatter       = "scatter"
+	KindDecommission  = "decommission"
 )
 
 // States of a job.
