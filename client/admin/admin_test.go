@@ -136,7 +136,7 @@ func TestErrorsSayKindEndpointAndRemedy(t *testing.T) {
 		}
 	}
 	_, err := open(t, start(t, &fake{})).Health(context.Background())
-	if !errors.Is(err, admin.ErrFailed) || !strings.Contains(err.Error(), "not a shardd node") {
+	if !errors.Is(err, admin.ErrUnsupported) || !strings.Contains(err.Error(), "not a shardd node") {
 		t.Errorf("a server without the call: %v", err)
 	}
 	if _, err := admin.Open(nil); !errors.Is(err, admin.ErrInvalid) {

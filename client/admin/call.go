@@ -26,6 +26,8 @@ var (
 	ErrInvalid = errors.New("invalid request")
 	// ErrTimedOut says that the deadline passed; the call may still take effect.
 	ErrTimedOut = errors.New("timed out")
+	// ErrUnsupported says that the endpoint does not know the call.
+	ErrUnsupported = errors.New("not supported")
 	// ErrFailed says that the node failed the call for another reason.
 	ErrFailed = errors.New("failed")
 )
@@ -147,7 +149,7 @@ func newError(name string, asked []string, code codes.Code, err error) *Error {
 	case codes.InvalidArgument, codes.OutOfRange:
 		e.Kind = ErrInvalid
 	case codes.Unimplemented:
-		e.Remedy = "the endpoint is not a shardd node, or one of an older version"
+		e.Kind, e.Remedy = ErrUnsupported, "the endpoint is not a shardd node, or one of an older version"
 	}
 	return e
 }

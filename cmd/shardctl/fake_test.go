@@ -30,6 +30,7 @@ type fakeCluster struct {
 	asked     int
 	undrained uint64
 	limits    [2]uint64
+	driver    fakeDriver
 }
 
 const (
@@ -162,10 +163,13 @@ func (f *fakeCluster) ListNodes(context.Context, *sharddv1.ListNodesRequest) (*s
 func (f *fakeCluster) nodes() []*sharddv1.NodeInfo {
 	return []*sharddv1.NodeInfo{
 		{NodeId: 1, Address: f.addr, Alive: true, MetaLeader: true, Replicas: 3, Leaders: 2, DiskBytes: 5 << 20,
-			DiskFreeBytes: 7 << 30, DiskLevel: "ok", Draining: "none"},
+			DiskFreeBytes: 7 << 30, DiskLevel: "ok", Draining: "none", CpuMillis: 420, ShardBytes: 300 << 20,
+			Load:   &sharddv1.Load{Reads: 12000, Writes: 345, ReadBytes: 12 << 20, WriteBytes: 350 << 10, CpuMicros: 410000},
+			Labels: map[string]string{"zone": "a"}},
 		{NodeId: 2, Address: "127.0.0.1:1", LastSeenMs: 61000, Replicas: 2, DiskFreeBytes: 1 << 30, DiskLevel: "ok"},
 		{NodeId: 3, Address: f.addr, Alive: true, Replicas: 3, DiskFreeBytes: 90 << 20, DiskLevel: "low",
-			Draining: "leaders", Unhealthy: "disk stalled for 3s"},
+			Draining: "leaders", Unhealthy: "disk stalled for 3s", Commission: "decommissioning",
+			Load: &sharddv1.Load{Reads: 0.25}},
 	}
 }
 
@@ -180,10 +184,12 @@ func (f *fakeCluster) shards() []*sharddv1.ShardInfo {
 		{ShardId: 1, Start: []byte{3}, End: []byte{4}, Replicas: []*sharddv1.ReplicaInfo{
 			{ReplicaId: 1, NodeId: 1, Role: "voter"}}, Leader: 1, Term: 5},
 		{ShardId: 2, Start: []byte{2}, End: []byte("\x02m"), Replicas: []*sharddv1.ReplicaInfo{
-			{ReplicaId: 1, NodeId: 1, Role: "voter"}, {ReplicaId: 2, NodeId: 2, Role: "voter"}}, Leader: 1, Term: 5},
+			{ReplicaId: 1, NodeId: 1, Role: "voter"}, {ReplicaId: 2, NodeId: 2, Role: "voter"}}, Leader: 1, Term: 5, SizeBytes: 256 << 20, Rule: "default",
+			Load: &sharddv1.Load{Reads: 12000, Writes: 345, ReadBytes: 12 << 20, WriteBytes: 350 << 10, CpuMicros: 410000}},
 		{ShardId: 3, Start: []byte("\x02m"), End: []byte{3}, ConfVer: 4, Version: 1, Replicas: []*sharddv1.ReplicaInfo{
 			{ReplicaId: 1, NodeId: 1, Role: "outgoing"}, {ReplicaId: 2, NodeId: 3, Role: "incoming"},
-			{ReplicaId: 3, NodeId: 1, Role: "learner"}}, Leader: 1, Term: 6},
+			{ReplicaId: 3, NodeId: 1, Role: "learner"}}, Leader: 1, Term: 6, SizeBytes: 12 << 20, Rule: "users in two zones",
+			Load: &sharddv1.Load{Writes: 7}, MergingInto: 2, HotKey: []byte("\x02m 1"), ChangedMsAgo: 7384000},
 	}
 }
 
@@ -246,7 +252,8 @@ func startFake(t *testing.T) string {
 
 func TestScriptsWithAFakeCluster(t *testing.T) {
 	addrs := map[string]string{} // each script has its own, so that the ids of its jobs are known
-	for _, name := range []string{"jobs", "watch", "views"} {
+	for _, name := range []string{"jobs", "watch", "views", "boundaries", "decommission", "why", "balance", "zones", "hot",
+		"recover"} {
 		addrs[name] = startFake(t)
 	}
 	t.Run("group", func(t *testing.T) {

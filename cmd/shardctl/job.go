@@ -20,6 +20,14 @@ type jobJSON struct {
 	Learner        bool       `json:"learner,omitempty"`
 	Replicas       bool       `json:"replicas,omitempty"`
 	BytesPerSecond uint64     `json:"bytes_per_second,omitempty"`
+	Keys           []string   `json:"keys,omitempty"`
+	Parts          uint32     `json:"parts,omitempty"`
+	SplitBy        string     `json:"split_by,omitempty"`
+	Start          string     `json:"start,omitempty"`
+	End            string     `json:"end,omitempty"`
+	Right          string     `json:"right,omitempty"`  // shard
+	Origin         string     `json:"origin,omitempty"` // user or driver
+	Reason         string     `json:"reason,omitempty"`
 	State          string     `json:"state,omitempty"`
 	Error          string     `json:"error,omitempty"`
 	Steps          []stepJSON `json:"steps"`
@@ -44,7 +52,9 @@ type stepJSON struct {
 func toJobJSON(j *sharddv1.Job) jobJSON {
 	s := j.GetSpec()
 	out := jobJSON{Kind: s.GetKind(), Learner: s.GetLearner(), Replicas: s.GetReplicas(),
-		BytesPerSecond: s.GetBytesPerSecond(), State: j.GetState(), Error: j.GetError(), Steps: []stepJSON{},
+		BytesPerSecond: s.GetBytesPerSecond(), Parts: s.GetParts(), SplitBy: s.GetSplitBy(), Start: userKey(s.GetStart()),
+		End: userKey(s.GetEnd()), Origin: s.GetOrigin(), Reason: s.GetReason(),
+		State: j.GetState(), Error: j.GetError(), Steps: []stepJSON{},
 		Findings: j.GetFindings(), Started: rfc3339(j.GetStartedUnixMs()), Updated: rfc3339(j.GetUpdatedUnixMs()),
 		Ended: rfc3339(j.GetEndedUnixMs())}
 	if j.GetJobId() != 0 {
@@ -58,6 +68,12 @@ func toJobJSON(j *sharddv1.Job) jobJSON {
 	}
 	if s.GetToNode() != 0 {
 		out.To = nodeName(s.GetToNode())
+	}
+	if s.GetRightShardId() != 0 {
+		out.Right = shardName(s.GetRightShardId())
+	}
+	for _, k := range s.GetKeys() {
+		out.Keys = append(out.Keys, userKey(k))
 	}
 	for _, p := range j.GetSteps() {
 		out.Steps = append(out.Steps, stepJSON{Name: p.GetName(), State: p.GetState(), Detail: p.GetDetail(),
@@ -101,8 +117,44 @@ func jobTitle(s *sharddv1.JobSpec) string {
 			return "verify all shards"
 		}
 		return "verify " + shard
+	case admin.KindSplit:
+		return splitTitle(s)
+	case admin.KindMerge:
+		if s.GetRightShardId() == 0 {
+			return "merge " + shard + " with its right neighbour"
+		}
+		return fmt.Sprintf("merge %s into %s", shardName(s.GetRightShardId()), shard)
+	case admin.KindScatter:
+		if s.GetShardId() != 0 {
+			return "scatter " + shard
+		}
+		start, end := userKey(s.GetStart()), userEnd(s.GetEnd())
+		if start == "" && end == "" {
+			return "scatter all shards"
+		}
+		return fmt.Sprintf("scatter %s .. %s", orElse(start, "first"), orElse(end, "last"))
+	case admin.KindDecommission:
+		return "decommission " + from
 	}
 	return s.GetKind() // of a newer node
+}
+
+func splitTitle(s *sharddv1.JobSpec) string {
+	title := "split"
+	if s.GetShardId() != 0 {
+		title += " " + shardName(s.GetShardId())
+	}
+	switch keys := s.GetKeys(); {
+	case len(keys) == 1:
+		return title + " at " + userKey(keys[0])
+	case len(keys) > 1:
+		return fmt.Sprintf("%s at %d keys, %s to %s", title, len(keys), userKey(keys[0]), userKey(keys[len(keys)-1]))
+	}
+	title += fmt.Sprintf(" in %d", max(s.GetParts(), 2))
+	if by := s.GetSplitBy(); by != "" {
+		title += " by " + by
+	}
+	return title
 }
 
 // currentStep is the name of the step that a job is at, "" once it has ended.

@@ -16,7 +16,8 @@ func newJobs(o *conn) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "jobs",
 		Short: "Show, follow and cancel long work",
-		Long: `Show, follow and cancel long work: moves of replicas, drains, verification.
+		Long: `Show, follow and cancel long work: moves of replicas, splits, merges, drains, verification; that of people and
+that of the placement driver.
 
 A job is kept by the cluster and goes on whoever watches. Jobs are named j1, j2 and so on; the plain number works too.`,
 	}
@@ -63,11 +64,14 @@ func jobTable(c *cobra.Command, jobs []*sharddv1.Job) error {
 		if n := len(j.GetFindings()); n > 0 {
 			state += fmt.Sprintf(", %d findings", n)
 		}
-		rows = append(rows, []string{jobName(j.GetJobId()), jobTitle(j.GetSpec()), state, orElse(currentStep(j), "-"),
+		rows = append(rows, []string{jobName(j.GetJobId()), jobTitle(j.GetSpec()), origin(j.GetSpec()), state, orElse(currentStep(j), "-"),
 			localTime(j.GetStartedUnixMs()), clockFace(took(j)), j.GetError()})
 	}
-	return cli.Table(c.OutOrStdout(), []string{"JOB", "WHAT", "STATE", "STEP", "STARTED", "TOOK", ""}, rows)
+	return cli.Table(c.OutOrStdout(), []string{"JOB", "WHAT", "BY", "STATE", "STEP", "STARTED", "TOOK", ""}, rows)
 }
+
+// origin is who wants a job: user or driver. Jobs of before there was a driver do not say.
+func origin(s *sharddv1.JobSpec) string { return orElse(s.GetOrigin(), "user") }
 
 func localTime(ms uint64) string {
 	if ms == 0 {

@@ -18,7 +18,9 @@ func newJobsCancel(o *conn) *cobra.Command {
 		Use:   "cancel JOB",
 		Short: "Ask a job to stop at its next safe point",
 		Long: `Ask a job to stop at its next safe point. A replica that it has begun to make is removed again; once voters
-have been exchanged it is too late, and the job goes on to its end. Its shards are whole either way.
+have been exchanged it is too late, and the job goes on to its end. Its shards are whole either way. An operator of the
+placement driver can be cancelled too; the driver may decide the same again, unless that part of it is paused
+("shardctl balance pause").
 
 With --wait it is followed until it has stopped. Exits with 0 if the job is or will be cancelled, 6 if it has ended in
 another way before.`,

@@ -46,7 +46,8 @@ func describeJob(c *cobra.Command, j *sharddv1.Job) error {
 	if j.GetEndedUnixMs() != 0 {
 		ended = localTime(j.GetEndedUnixMs())
 	}
-	if err := cli.Fields(out, "job", jobName(j.GetJobId()), "what", jobTitle(j.GetSpec()), "state", j.GetState(),
+	if err := cli.Fields(out, "job", jobName(j.GetJobId()), "what", jobTitle(j.GetSpec()),
+		"by", origin(j.GetSpec()), "why", j.GetSpec().GetReason(), "state", j.GetState(),
 		"error", strings.TrimSpace(j.GetError()), "started", localTime(j.GetStartedUnixMs()), "ended", ended,
 		"took", clockFace(took(j))); err != nil {
 		return err

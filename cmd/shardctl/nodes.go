@@ -10,7 +10,7 @@ import (
 )
 
 func newNodes(o *conn) *cobra.Command {
-	c := &cobra.Command{Use: "nodes", Short: "Show the nodes of the cluster and empty them"}
+	c := &cobra.Command{Use: "nodes", Short: "Show the nodes of the cluster, empty and remove them"}
 	c.AddCommand(&cobra.Command{
 		Use:   "list",
 		Short: "List every registered node",
@@ -34,6 +34,6 @@ func newNodes(o *conn) *cobra.Command {
 				return cli.JSON(c.OutOrStdout(), out)
 			})
 		},
-	}, newNodesDrain(o), newNodesUndrain(o))
+	}, newNodesDrain(o), newNodesUndrain(o), newNodesDecommission(o), newNodesRecommission(o), newNodesRemove(o))
 	return c
 }

@@ -29,6 +29,10 @@ type nodeJSON struct {
 	Draining    string            `json:"draining"`   // none, leaders or replicas
 	Unhealthy   string            `json:"unhealthy,omitempty"`
 	HeapBytes   uint64            `json:"go_heap_bytes"`
+	Commission  string            `json:"commission"` // none, decommissioning, decommissioned or removed
+	ShardBytes  uint64            `json:"shard_bytes"`
+	CPUMillis   uint64            `json:"cpu_millis"` // thousandths of a core
+	Load        *loadJSON         `json:"load,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Version     string            `json:"version"`
 }
@@ -39,7 +43,9 @@ func toNodeJSON(n *sharddv1.NodeInfo) nodeJSON {
 		Replicas: n.GetReplicas(), Leaders: n.GetLeaders(), MetaLeader: n.GetMetaLeader(),
 		Incarnation: n.GetIncarnation(), DiskBytes: n.GetDiskBytes(), HeapBytes: n.GetGoHeapBytes(), Labels: n.GetLabels(),
 		Version: n.GetVersion(), DiskFree: n.GetDiskFreeBytes(), DiskLevel: orElse(n.GetDiskLevel(), "ok"),
-		Draining: orElse(n.GetDraining(), "none"), Unhealthy: n.GetUnhealthy()}
+		Draining: orElse(n.GetDraining(), "none"), Unhealthy: n.GetUnhealthy(),
+		Commission: orElse(n.GetCommission(), "none"), ShardBytes: n.GetShardBytes(), CPUMillis: n.GetCpuMillis(),
+		Load: toLoadJSON(n.GetLoad())}
 }
 
 func nodeName(id uint64) string {
@@ -53,11 +59,11 @@ func nodeTable(c *cobra.Command, nodes []*sharddv1.NodeInfo) error {
 	var rows [][]string
 	for _, n := range nodes {
 		rows = append(rows, []string{nodeName(n.GetNodeId()), n.GetAddress(), nodeState(n), fmt.Sprint(n.GetReplicas()),
-			fmt.Sprint(n.GetLeaders()), cli.Bytes(n.GetDiskBytes()), diskFree(n), cli.Bytes(n.GetGoHeapBytes()),
+			fmt.Sprint(n.GetLeaders()), cli.Bytes(n.GetDiskBytes()), diskFree(n), requests(n.GetLoad()), nodeCPU(n),
 			labels(n.GetLabels())})
 	}
-	return cli.Table(c.OutOrStdout(), []string{"NODE", "ADDRESS", "STATE", "REPLICAS", "LEADERS", "DISK", "FREE", "HEAP",
-		"LABELS"}, rows)
+	return cli.Table(c.OutOrStdout(), []string{"NODE", "ADDRESS", "STATE", "REPLICAS", "LEADERS", "DISK", "FREE", "REQ/S",
+		"CPU", "LABELS"}, rows)
 }
 
 // nodeState is whether a node is up, and what is special about it.
@@ -69,6 +75,9 @@ func nodeState(n *sharddv1.NodeInfo) string {
 	if n.GetMetaLeader() {
 		state += ", leads meta"
 	}
+	if k := n.GetCommission(); k != "" {
+		state += ", " + k
+	}
 	if d := n.GetDraining(); d != "" && d != "none" {
 		state += ", draining of " + d
 	}
@@ -76,6 +85,14 @@ func nodeState(n *sharddv1.NodeInfo) string {
 		state += ", UNHEALTHY: " + u
 	}
 	return state
+}
+
+// nodeCPU is the load of a node's processor, in per cent of one core.
+func nodeCPU(n *sharddv1.NodeInfo) string {
+	if n.GetCpuMillis() == 0 {
+		return "-" // not reported
+	}
+	return cores(float64(n.GetCpuMillis()) / 1000)
 }
 
 // diskFree is the free space, and the level that it means if that is not ok.

@@ -14,9 +14,10 @@ import (
 )
 
 func newShards(o *conn) *cobra.Command {
-	c := &cobra.Command{Use: "shards", Short: "Show shards, move their leaders and replicas"}
+	c := &cobra.Command{Use: "shards", Short: "Show shards, split and merge them, move their leaders and replicas"}
 	c.AddCommand(newShardsList(o), newShardsDescribe(o), newShardsLocate(o), newShardsTransfer(o), newShardsMove(o),
-		newShardsAddReplica(o), newShardsRemoveReplica(o), newShardsPromote(o))
+		newShardsAddReplica(o), newShardsRemoveReplica(o), newShardsPromote(o), newShardsSplit(o), newShardsMerge(o),
+		newShardsScatter(o), newShardsLog(o))
 	return c
 }
 
@@ -31,7 +32,13 @@ type shardJSON struct {
 	ConfVer  uint64        `json:"conf_ver"`
 	Version  uint64        `json:"version"`
 	PutBytes uint64        `json:"put_bytes"`
+	Size     uint64        `json:"size_bytes"` // on disk, as the leader last measured it
+	Load     *loadJSON     `json:"load,omitempty"`
+	Rule     string        `json:"rule,omitempty"`
 	Creating bool          `json:"creating,omitempty"`
+	Merging  string        `json:"merging_into,omitempty"`
+	HotKey   string        `json:"hot_key,omitempty"`        // no split would help
+	Changed  uint64        `json:"changed_ms_ago,omitempty"` // last split or merge
 	Replicas []replicaJSON `json:"replicas"`
 }
 
@@ -44,7 +51,12 @@ type replicaJSON struct {
 func toShardJSON(s *sharddv1.ShardInfo) shardJSON {
 	j := shardJSON{ID: shardName(s.GetShardId()), System: system(s.GetStart()), Start: userKey(s.GetStart()),
 		End: userEnd(s.GetEnd()), Leader: nodeName(s.GetLeader()), Term: s.GetTerm(), ConfVer: s.GetConfVer(),
-		Version: s.GetVersion(), PutBytes: s.GetPutBytes(), Creating: s.GetCreating(), Replicas: []replicaJSON{}}
+		Version: s.GetVersion(), PutBytes: s.GetPutBytes(), Creating: s.GetCreating(), Replicas: []replicaJSON{},
+		Size: s.GetSizeBytes(), Load: toLoadJSON(s.GetLoad()), Rule: s.GetRule(), HotKey: userKey(s.GetHotKey()),
+		Changed: s.GetChangedMsAgo()}
+	if s.GetMergingInto() != 0 {
+		j.Merging = shardName(s.GetMergingInto())
+	}
 	for _, r := range s.GetReplicas() {
 		j.Replicas = append(j.Replicas, replicaJSON{Replica: r.GetReplicaId(), Node: nodeName(r.GetNodeId()),
 			Role: r.GetRole()})
@@ -103,7 +115,8 @@ func newShardsList(o *conn) *cobra.Command {
 				if asJSON {
 					return cli.JSON(c.OutOrStdout(), out)
 				}
-				return cli.Table(c.OutOrStdout(), []string{"SHARD", "KEYS", "LEADER", "TERM", "EPOCH", "REPLICAS", "PUT"}, rows)
+				return cli.Table(c.OutOrStdout(), []string{"SHARD", "KEYS", "LEADER", "EPOCH", "REPLICAS", "SIZE", "REQ/S",
+					"RULE"}, rows)
 			})
 		},
 	}
@@ -124,8 +137,11 @@ func shardRow(s *sharddv1.ShardInfo) []string {
 	if s.GetCreating() {
 		name += " (being made)"
 	}
-	return []string{name, keyRange(s), nodeName(s.GetLeader()), fmt.Sprint(s.GetTerm()),
-		fmt.Sprintf("%d.%d", s.GetConfVer(), s.GetVersion()), strings.Join(nodes, " "), cli.Bytes(s.GetPutBytes())}
+	if s.GetMergingInto() != 0 {
+		name += " (merging into " + shardName(s.GetMergingInto()) + ")"
+	}
+	return []string{name, keyRange(s), nodeName(s.GetLeader()), fmt.Sprintf("%d.%d", s.GetConfVer(), s.GetVersion()),
+		strings.Join(nodes, " "), cli.Bytes(s.GetSizeBytes()), requests(s.GetLoad()), orElse(s.GetRule(), "-")}
 }
 
 func newShardsLocate(o *conn) *cobra.Command {

@@ -50,13 +50,29 @@ func describe(c *cobra.Command, d *sharddv1.DescribeShardResponse) error {
 			joint = "yes: between two configurations, left as soon as the leader can"
 		}
 	}
+	merging, hot, changed := "", "", ""
+	if s.GetMergingInto() != 0 {
+		merging = "into " + shardName(s.GetMergingInto()) + ", refuses reads and writes until that is decided"
+	}
+	if k := userKey(s.GetHotKey()); k != "" {
+		hot = k + ", has most of the load: no split would help"
+	}
+	if s.GetChangedMsAgo() > 0 {
+		changed = span(millis(s.GetChangedMsAgo())) + " ago"
+	}
 	if err := cli.Fields(c.OutOrStdout(),
 		"shard", shardName(s.GetShardId()),
 		"keys", keyRange(s),
 		"leader", fmt.Sprintf("%s in term %d", nodeName(s.GetLeader()), s.GetTerm()),
 		"epoch", fmt.Sprintf("%d.%d", s.GetConfVer(), s.GetVersion()),
+		"rule", s.GetRule(),
 		"joint", joint,
-		"put", cli.Bytes(s.GetPutBytes())); err != nil {
+		"merging", merging,
+		"size", cli.Bytes(s.GetSizeBytes()),
+		"put", cli.Bytes(s.GetPutBytes()),
+		"load", loadLine(s.GetLoad()),
+		"hot key", hot,
+		"split or merged", changed); err != nil {
 		return err
 	}
 	fmt.Fprintln(c.OutOrStdout())

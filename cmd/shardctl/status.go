@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -45,22 +46,31 @@ func newStatus(o *conn) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				driver, err := askDriver(ctx, a)
+				if err != nil {
+					return err
+				}
 				if asJSON {
 					running := []jobJSON{}
 					for _, j := range jobs {
 						running = append(running, toJobJSON(j))
 					}
-					return cli.JSON(c.OutOrStdout(), map[string]any{"cluster_id": st.GetClusterId(), "shards": st.GetShards(),
+					out := map[string]any{"cluster_id": st.GetClusterId(), "shards": st.GetShards(),
 						"shards_without_leader": st.GetShardsWithoutLeader(), "shards_creating": st.GetShardsCreating(),
 						"shards_under_replicated": st.GetShardsUnderReplicated(), "meta_leader": nodeName(st.GetMetaLeader()),
-						"nodes": nodes, "joint": ill.names(ill.joint, 0), "replica_down": ill.names(ill.down, 0), "jobs": running})
+						"nodes": nodes, "joint": ill.names(ill.joint, 0), "replica_down": ill.names(ill.down, 0), "jobs": running}
+					if driver != nil {
+						out["driver"] = driverJSON(driver)
+					}
+					return cli.JSON(c.OutOrStdout(), out)
 				}
 				if err := cli.Fields(c.OutOrStdout(),
 					"cluster", st.GetClusterId(),
 					"nodes", fmt.Sprintf("%d of %d up", alive, len(nodes)),
 					"shards", shardLine(st),
 					"replica down", strings.Join(ill.names(ill.down, mostNames), " "),
-					"joint", strings.Join(ill.names(ill.joint, mostNames), " ")); err != nil {
+					"joint", strings.Join(ill.names(ill.joint, mostNames), " "),
+					"driver", driverLine(driver)); err != nil {
 					return err
 				}
 				fmt.Fprintln(c.OutOrStdout())
@@ -72,6 +82,42 @@ func newStatus(o *conn) *cobra.Command {
 			})
 		},
 	}
+}
+
+// askDriver asks what the placement driver does; nil: the nodes are older than it, or it has no answer at the moment.
+func askDriver(ctx context.Context, a *admin.Client) (*sharddv1.BalanceStatusResponse, error) {
+	b, err := a.BalanceStatus(ctx)
+	if errors.Is(err, admin.ErrUnsupported) || errors.Is(err, admin.ErrUnreachable) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// driverJSON is the driver in the status; "shardctl balance status" says more.
+func driverJSON(b *sharddv1.BalanceStatusResponse) map[string]any {
+	full := toBalanceJSON(b)
+	return map[string]any{"state": full.State, "detail": full.Detail, "paused": full.Paused, "problems": full.Problems,
+		"running": len(full.Running)}
+}
+
+// driverLine is "running, 2 operators; 1 short of voters".
+func driverLine(b *sharddv1.BalanceStatusResponse) string {
+	if b == nil {
+		return ""
+	}
+	line := driverState(b)
+	if n := len(b.GetRunning()); n == 1 {
+		line += ", 1 operator"
+	} else if n > 1 {
+		line += fmt.Sprintf(", %d operators", n)
+	}
+	if p := b.GetPaused(); len(p) > 0 {
+		line += "; paused: " + strings.Join(p, " ")
+	}
+	if p := problemLine(b); p != "" {
+		line += "; " + p
+	}
+	return line
 }
 
 // shardLine is "64 and the system's own", and what is wrong with some.
