@@ -27,9 +27,14 @@ type handed struct {
 	sync.Mutex
 	tasks  []applyTask
 	closed bool         // faulted or stopped
-	bytes  atomic.Int64 // handed and not applied
-	wanted atomic.Bool  // the worker holds committed entries back until there is room
+	halt   *halt        // the boundary entry at which apply stands; no task is taken meanwhile
+	halted atomic.Bool  // halt is set
+	bytes  atomic.Int64 // handed and not applied, the entry of halt among them
+	wanted atomic.Bool  // the worker waits for room, or for apply to come to rest
 }
+
+// rests reports whether apply does nothing: it has nothing to do, or stands at a boundary entry.
+func (h *handed) rests() bool { return h.bytes.Load() == 0 || h.halted.Load() }
 
 type applyTask struct {
 	ents  []raftpb.Entry
@@ -109,6 +114,9 @@ func (r *replica) dropHanded(reason string) {
 	r.handed.closed = true
 	tasks := r.handed.tasks
 	r.handed.tasks = nil
+	if r.handed.halt != nil {
+		r.unhaltLocked()
+	}
 	r.handed.Unlock()
 	for i := range tasks {
 		r.dropTask(&tasks[i], reason)
@@ -179,11 +187,20 @@ func (aw *applyWorker) process(keys []uint64) {
 }
 
 // take moves a group's tasks into a run: ordinary entries up to a size, or a single one of another kind. What stays comes
-// back.
+// back. At a boundary entry the group halts.
 func (aw *applyWorker) take(r *replica) *applyRun {
 	r.handed.Lock()
-	if r.handed.closed || len(r.handed.tasks) == 0 {
+	if r.handed.closed || r.handed.halt != nil || len(r.handed.tasks) == 0 {
 		r.handed.Unlock()
+		return nil
+	}
+	if isBoundary(&r.handed.tasks[0].ents[0]) {
+		h := r.haltLocked()
+		r.handed.Unlock()
+		aw.store.life.post(h.start)
+		if r.handed.wanted.Swap(false) {
+			aw.store.pool.Enqueue(uint64(r.shard))
+		}
 		return nil
 	}
 	var run *applyRun
@@ -198,8 +215,8 @@ func (aw *applyWorker) take(r *replica) *applyRun {
 	done := 0
 	for done < len(tasks) && (done == 0 || run.bytes < applyBytes) {
 		t := &tasks[done]
-		cut := cutAtConf(t.ents)
-		if cut < len(t.ents) { // t holds a conf change: only a part of it fits into this run
+		cut := cutAlone(t.ents)
+		if cut < len(t.ents) { // t holds an entry that goes alone: only a part of it fits into this run
 			if cut == 0 && done > 0 {
 				break
 			}
@@ -237,11 +254,11 @@ func (aw *applyWorker) take(r *replica) *applyRun {
 	return run
 }
 
-// cutAtConf returns the number of ordinary entries at the front: a conf change, or a verification, is applied in a run
-// of its own.
-func cutAtConf(ents []raftpb.Entry) int {
+// cutAlone returns the number of ordinary entries at the front: a conf change, or a verification, is applied in a run
+// of its own, and at a boundary command apply halts.
+func cutAlone(ents []raftpb.Entry) int {
 	for i := range ents {
-		if ents[i].Type != raftpb.EntryNormal || isVerify(&ents[i]) {
+		if ents[i].Type != raftpb.EntryNormal || isVerify(&ents[i]) || isBoundary(&ents[i]) {
 			return i
 		}
 	}
@@ -336,7 +353,7 @@ func (aw *applyWorker) applyAll(runs []*applyRun) {
 // rewind puts the machine back to the committed state.
 func (run *applyRun) rewind() {
 	r := run.r
-	r.machine = apply.New(r.store.engine, r.desc.Load(), r.appliedState())
+	r.machine = r.newMachine(r.desc.Load(), r.appliedState())
 	clear(run.answers)
 	run.answers, run.next, run.conf, run.removed = run.answers[:0], 0, nil, false
 }

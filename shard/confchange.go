@@ -135,7 +135,7 @@ func (w *worker) proposeConf(r *replica, c *confContext, done func(*base.Descrip
 	if err := r.worker.rn.ProposeConfChange(c.change()); err != nil {
 		return &ChangeError{Shard: r.shard, Reason: "raft takes no proposals: " + err.Error(), Retry: true}
 	}
-	r.track(&tracked{id: c.id, conf: true, done: func(d *base.Descriptor, _ uint64, err error) { done(d, err) }})
+	r.track(&tracked{id: c.id, conf: true, decided: true, done: func(d *base.Descriptor, _ uint64, err error) { done(d, err) }})
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (w *worker) takeConfResults(r *replica) {
 			}
 			w.store.log.Info("replicas changed", "replica", r.String(), "index", c.index, "to", c.desc.String())
 		}
-		w.settleTracked(r, c)
+		w.settleTracked(r, c.index, c.term, c.desc, c.refused)
 	}
 	if len(results) > 0 {
 		w.publishRole(r)

@@ -42,6 +42,7 @@ type WriteRequest struct {
 type ReadRequest struct {
 	Shard    base.ShardID
 	Version  uint64
+	Key, End []byte // what is to be read, for the answer to a stale route; optional. No End: Key alone
 	Req      uint64
 	Deadline time.Duration // on Clock.Boot; 0 means Config.RequestTimeout from now
 	Waiter   Waiter
@@ -113,6 +114,10 @@ type Config struct {
 	// MayLead reports whether a store is fit to be given leaderships that this one should not have: one that is neither
 	// drained nor short of space. It is called from workers and must not block; nil means that all are.
 	MayLead func(base.StoreID) bool
+
+	// OnSplit is told of every split that is applied here, once both sides are visible: the descriptors after it, and
+	// whether this store led the shard. It must not block.
+	OnSplit func(left *base.Descriptor, rights []*base.Descriptor, leads bool)
 
 	// OnLeader is told of every leader that a local replica learns of. Fault is told of every replica that stops for
 	// good. Both are called from workers and must not block.

@@ -179,6 +179,7 @@ func (s *Store) publishCreated(c *creation, st engine.ReplicaState) {
 	s.log.Info("replica created", "replica", r.String(), "range", c.desc.String())
 	s.pool.EnqueueMany([]uint64{s.workerOf(r.shard).control, uint64(r.shard)})
 	s.finish(c.op, nil)
+	s.stepEarly(r.shard)
 }
 
 // firstState is what the engine's CreateReplica has written.
@@ -212,7 +213,7 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	rw.nonvoter = !votes(&st.Applied.Conf, uint64(r.id))
 	rw.history.reset(st.Applied.Index, &st.Applied.Conf)
 	if st.Desc != nil {
-		r.machine = apply.New(s.engine, st.Desc, st.Applied)
+		r.machine = r.newMachine(st.Desc, st.Applied)
 		for _, rep := range st.Desc.Replicas {
 			rw.peers = append(rw.peers, peer{rep.Replica, rep.Store})
 		}
@@ -231,6 +232,12 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 		r.dispose(wire.Failed, err.Error(), err)
 	}
 	return r, nil
+}
+
+func (r *replica) newMachine(d *base.Descriptor, st engine.AppliedState) *apply.Machine {
+	m := apply.New(r.store.engine, d, st)
+	m.Mismatch = func(op *wire.Op) []byte { return r.mismatchOf(op).Payload }
+	return m
 }
 
 // openRaft makes the RawNode, which panics on a state that cannot be.

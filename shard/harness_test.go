@@ -330,6 +330,15 @@ func (a *answers) missing() int {
 	return len(a.mu.open)
 }
 
+// version returns the Epoch.Version of a shard as a store knows it.
+func version(n *testNode, shard base.ShardID) uint64 {
+	d, ok := n.store.Descriptor(shard)
+	if !ok {
+		return 1
+	}
+	return d.Epoch.Version
+}
+
 // op builds a write or read for a shard at version 1.
 func op(code wire.OpCode, shard base.ShardID, key, value string) wire.Op {
 	return wire.Op{Code: code, Shard: shard, Version: 1, Key: base.UserKey([]byte(key)), Value: []byte(value)}
@@ -357,7 +366,7 @@ func (c *cluster) readIndex(n *testNode, shard base.ShardID, a *answers, deadlin
 	if deadline != 0 {
 		deadline += c.clock.Boot()
 	}
-	n.store.ReadIndex([]ReadRequest{{Shard: shard, Version: 1, Req: req, Deadline: deadline, Waiter: a}})
+	n.store.ReadIndex([]ReadRequest{{Shard: shard, Version: version(n, shard), Req: req, Deadline: deadline, Waiter: a}})
 	return req
 }
 
@@ -369,7 +378,9 @@ func (c *cluster) put(shard base.ShardID, key, value string) wire.Answer {
 		c.t.Fatalf("put %s: no leader", key)
 	}
 	a := newAnswers(c.t)
-	req := c.write(n, op(wire.OpPut, shard, key, value), a, 0)
+	o := op(wire.OpPut, shard, key, value)
+	o.Version = version(n, shard)
+	req := c.write(n, o, a, 0)
 	c.until("put "+key, func() bool { _, ok := a.of(req); return ok })
 	ans, _ := a.of(req)
 	if ans.Code != wire.OK {
@@ -404,6 +415,7 @@ func (c *cluster) get(shard base.ShardID, key string) (value string, ok bool) {
 func (c *cluster) local(n *testNode, shard base.ShardID, key string) (string, bool) {
 	c.t.Helper()
 	o := op(wire.OpGet, shard, key, "")
+	o.Version = version(n, shard)
 	var a wire.Answer
 	if _, err := wire.DecodeAnswer(n.store.Read(&o, nil), &a); err != nil {
 		c.t.Fatal(err)

@@ -81,7 +81,7 @@ func (r *replica) refuse(m *wire.RaftMessage) string {
 	}
 	d := r.desc.Load()
 	if d == nil {
-		return refuseUninitialised(&m.Msg)
+		return r.refuseUninitialised(m)
 	}
 	if from, ok := d.Replica(m.From); ok {
 		if from.Store != m.FromStore {

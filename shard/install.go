@@ -51,6 +51,7 @@ func (e *DeclinedError) Declined() (reason string, wait time.Duration) { return 
 
 // How long a declined sender waits, by what has to happen here first.
 const (
+	waitSplit   = time.Second / 2  // the shard that it was split off has to come to the split
 	waitBusy    = time.Second      // another boundary step of the shard or the range
 	waitRemoval = 2 * time.Second  // an older replica has to be removed
 	waitSpace   = 10 * time.Second // also: a faulted replica has to be removed
@@ -124,6 +125,10 @@ func (s *Store) judgeLocked(m *engine.SnapshotMeta) (own *replica, inside []*rep
 		case old.Epoch.Version < d.Epoch.Version && string(d.Start) <= string(old.Start) && string(old.End) <= string(d.End):
 			// A shard keeps its start for life: a newer one that covers it has merged it away.
 			inside = append(inside, r)
+		case old.Epoch.Version < d.Epoch.Version && string(old.Start) < string(d.Start) &&
+			(own == nil || s.clock.Boot()-own.born <= splitPending):
+			// What begins inside an older range was split off it: that comes by its own log, without a snapshot (I4).
+			return nil, nil, decline(m, "split-pending", waitSplit, "split pending: %s has not come to it on this store", old)
 		default:
 			return nil, nil, decline(m, "overlap", waitRemoval, "%s overlaps %s on this store", d, old)
 		}

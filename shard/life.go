@@ -37,6 +37,7 @@ type life struct {
 		jobs    []func()
 		wanted  []newcomer
 		asked   map[base.ShardID]struct{} // in wanted
+		early   map[base.ShardID]*early   // messages for replicas that are not there yet
 		commits int                       // under way; each brings a job
 		closed  bool
 	}
@@ -45,6 +46,7 @@ type life struct {
 func (l *life) init() {
 	l.wake = make(chan struct{}, 1)
 	l.mu.asked = make(map[base.ShardID]struct{})
+	l.mu.early = make(map[base.ShardID]*early)
 }
 
 func (l *life) signal() {
@@ -69,6 +71,7 @@ func (l *life) close() {
 	defer l.mu.Unlock()
 	l.mu.closed = true
 	l.mu.jobs, l.mu.wanted = nil, nil
+	clear(l.mu.early)
 }
 
 // busy reports whether there is a job, or a disk is about to bring one.
@@ -142,6 +145,7 @@ type boundary struct {
 	held     []*replica // parked for it
 	working  bool       // past the point where it can be called off
 	finished bool
+	behind   []func() // wait for it to end; they run on the life-cycle goroutine
 }
 
 func newBoundary(done func(error), d *base.Descriptor, shards ...base.ShardID) *boundary {
@@ -206,11 +210,14 @@ func (s *Store) finish(op *boundary, err error) bool {
 			delete(s.mu.busy, id)
 		}
 	}
-	held := op.held
-	op.held = nil
+	held, behind := op.held, op.behind
+	op.held, op.behind = nil, nil
 	s.mu.Unlock()
 	for _, r := range held {
 		s.unpark(r)
+	}
+	for _, f := range behind {
+		s.life.post(f)
 	}
 	close(op.ended)
 	if op.done != nil {
@@ -246,8 +253,8 @@ func (s *Store) parkAll(op *boundary, rs []*replica, f func(ok bool)) {
 	})
 }
 
-// park makes a replica stand still and then calls f on its worker: no Ready is in flight, apply is drained, and nothing
-// is stepped until unpark. While it stands still, raft and log are whoever's who parked it. A replica that has ended
+// park makes a replica stand still and then calls f on its worker: no Ready is in flight, apply is drained or has halted
+// at a boundary entry, and nothing is stepped until unpark. While it stands still, raft and log are whoever's who parked it. A replica that has ended
 // calls f with false, maybe at once. One boundary parks a replica at a time: it has reserved the shard.
 func (s *Store) park(r *replica, f func(ok bool)) {
 	r.in.Lock()
@@ -279,9 +286,9 @@ func (w *worker) tryPark(r *replica) bool {
 	if !r.parking.Load() {
 		return false
 	}
-	if r.handed.bytes.Load() > 0 {
+	if !r.handed.rests() {
 		r.handed.wanted.Store(true) // apply wakes us
-		if r.handed.bytes.Load() > 0 {
+		if !r.handed.rests() {
 			return true
 		}
 	}
@@ -295,6 +302,19 @@ func (w *worker) tryPark(r *replica) bool {
 	}
 	w.holdStill(r, func() { f(true) })
 	return true
+}
+
+// tryParkHalted parks a replica whose Ready waits for a conf change behind the boundary entry at which apply has halted.
+// Who parks it may hold what the entry's step waits for. The Ready is synced and said, so nothing of it is open but that
+// change, which comes once the replica is let go, or never if the replica is replaced.
+func (w *worker) tryParkHalted(r *replica) {
+	if !r.worker.synced || !r.parking.Load() {
+		return
+	}
+	r.handed.wanted.Store(true) // the halt wakes us
+	if r.handed.halted.Load() {
+		w.tryPark(r)
+	}
 }
 
 // holdStill stops the replica and calls f at the end of the pass, when everything that this worker has written about it
@@ -345,6 +365,7 @@ func (s *Store) publish(r, old *replica, reason string) {
 
 func (s *Store) publishLocked(r, old *replica, reason string) {
 	s.mu.replicas[r.shard] = r
+	s.mu.ranges.add(r)
 	delete(s.mu.dead, r.shard)
 	w := s.workerOf(r.shard)
 	w.mu.Lock()

@@ -26,6 +26,7 @@ func (w *worker) visit(r *replica) {
 	if r.worker.inflight {
 		w.takeConfResults(r)
 		if r.worker.inflight {
+			w.tryParkHalted(r)
 			return // R1: the inbox buffers
 		}
 	}
@@ -103,7 +104,7 @@ func (w *worker) step(r *replica) {
 		w.handOver(r)
 	}
 	r.worker.ticks = 0
-	if campaign {
+	if campaign && rn.BasicStatus().Lead == raft.None { // V13: a leader that came first is not disturbed
 		_ = rn.Campaign() // fails only for what raft logs: not promotable, conf change pending
 	}
 	for len(r.worker.asked) > 0 {

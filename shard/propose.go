@@ -92,7 +92,7 @@ func (r *replica) admit(req *WriteRequest, now time.Duration) (wire.Answer, bool
 		return answerText(wire.Invalid, err.Error()), false
 	}
 	if !r.serves(&op, req.Version) {
-		return r.epochMismatch(), false
+		return r.mismatchOf(&op), false
 	}
 	if why := s.refuseForSpace(&op); why != "" && r.lead.Load().leads {
 		return answerText(wire.DiskFull, why), false
@@ -204,7 +204,9 @@ func (w *worker) propose(r *replica) {
 			r.unqueue(int64(len(req.Raw)))
 			switch {
 			case req.Version != version:
-				r.complete(req.Waiter, req.Req, r.epochMismatch())
+				var op wire.Op
+				_, _, _ = wire.DecodeOp(req.Raw, &op) // admitted
+				r.complete(req.Waiter, req.Req, r.mismatchOf(&op))
 			case req.Deadline <= w.now:
 				r.complete(req.Waiter, req.Req, wire.Answer{Code: wire.TimedOut})
 			default:

@@ -71,7 +71,7 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, bool) {
 	s := r.store
 	if req.Version != r.desc.Load().Epoch.Version {
-		return r.epochMismatch(), false
+		return r.epochMismatch(req.Key, req.End), false
 	}
 	req.Deadline = s.deadline(req.Deadline, now)
 	in, lim := &r.in, &s.cfg.Limits

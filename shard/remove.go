@@ -166,6 +166,7 @@ func (s *Store) unpublish(r *replica, mark engine.ReplicaMark, reason string) {
 	s.mu.Lock()
 	if s.mu.replicas[r.shard] == r {
 		delete(s.mu.replicas, r.shard)
+		s.mu.ranges.remove(r)
 	}
 	s.buryLocked(r.shard, mark)
 	w := s.workerOf(r.shard)

@@ -18,7 +18,8 @@ import (
 // in its place.
 //
 // INVARIANT(still): while worker.still, raft and log belong to whoever parked the replica.
-// INVARIANT(home): only the worker that owns the shard touches worker, and only the apply worker touches machine.
+// INVARIANT(home): only the worker that owns the shard touches worker, and only the apply worker touches machine, while
+// that is not halted.
 // INVARIANT(inflight): while worker.inflight, nothing is stepped into worker.rn (R1).
 // INVARIANT(applied): applied never exceeds the index of the last committed batch of the state machine.
 type replica struct {
@@ -50,7 +51,7 @@ type replica struct {
 		applied engine.AppliedState // of the last committed apply batch
 	}
 
-	machine *apply.Machine // apply worker only; nil if uninitialised
+	machine *apply.Machine // apply worker only, or the step of a halt; nil if uninitialised
 
 	worker replicaWorker
 }
@@ -193,8 +194,17 @@ func (r *replica) notLeader() wire.Answer {
 	return a
 }
 
-func (r *replica) epochMismatch() wire.Answer {
-	return wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, r.desc.Load())}
+// epochMismatch is the answer to a stale route to [lo, hi), or to lo alone.
+func (r *replica) epochMismatch(lo, hi []byte) wire.Answer {
+	return wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, r.routes(lo, hi)...)}
+}
+
+// mismatchOf is epochMismatch for an operation.
+func (r *replica) mismatchOf(op *wire.Op) wire.Answer {
+	if op.Code == wire.OpScan || op.Code == wire.OpDeleteRange {
+		return r.epochMismatch(op.Key, op.Value)
+	}
+	return r.epochMismatch(op.Key, nil)
 }
 
 // complete answers a request; only initialised replicas get any.

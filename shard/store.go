@@ -27,6 +27,7 @@ type Store struct {
 	mu struct {
 		sync.RWMutex
 		replicas map[base.ShardID]*replica
+		ranges   ranges                              // the initialised ones, by what they own
 		dead     map[base.ShardID]engine.ReplicaMark // a cache: marks of removed replicas
 		busy     map[base.ShardID]*boundary          // shards under a boundary step
 		stopped  bool
@@ -70,6 +71,7 @@ func New(cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, engine: cfg.Engine, clock: cfg.Clock, log: cfg.Logger}
 	s.mu.replicas = make(map[base.ShardID]*replica)
+	s.mu.ranges = newRanges()
 	s.mu.dead = make(map[base.ShardID]engine.ReplicaMark)
 	s.mu.busy = make(map[base.ShardID]*boundary)
 	s.SetSplitLimits(cfg.Split)

@@ -10,14 +10,15 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// tracked is an entry of the leader's own that is not a client write: a conf change or a verify. Like a write it is
+// tracked is an entry of the leader's own that is not a client write: a conf change, a boundary command or a verify. Like a write it is
 // found again by its term and index, since raft replaces a conf change that it refuses with an empty entry and says
 // nothing. There are very few, so they stay out of the way of the writes.
 type tracked struct {
 	id          uint64
 	index, term uint64 // 0 until bound
 	conf        bool
-	committed   bool // a conf change: apply decides it
+	decided     bool // not done once committed: apply decides it
+	committed   bool // and waits for that
 	done        func(*base.Descriptor, uint64, error)
 }
 
@@ -37,7 +38,7 @@ func trackedID(e *raftpb.Entry) uint64 {
 			return 0
 		}
 		return c.id
-	case isVerify(e):
+	case isVerify(e), isBoundary(e):
 		return binary.BigEndian.Uint64(e.Data[8:])
 	}
 	return 0
@@ -80,7 +81,7 @@ func (w *worker) resolveTracked(r *replica, e *raftpb.Entry) {
 	for i, t := range r.worker.tracked {
 		if t.index == e.Index && t.term == e.Term {
 			t.committed = true
-			if !t.conf {
+			if !t.decided {
 				r.worker.tracked = append(r.worker.tracked[:i:i], r.worker.tracked[i+1:]...)
 				t.done(nil, t.index, nil)
 			}
@@ -95,17 +96,17 @@ func (w *worker) resolveTracked(r *replica, e *raftpb.Entry) {
 	})
 }
 
-// settleTracked takes apply's decision on the conf change at an index.
-func (w *worker) settleTracked(r *replica, c *confResult) {
+// settleTracked takes apply's decision on the entry at an index.
+func (w *worker) settleTracked(r *replica, index, term uint64, d *base.Descriptor, refused error) {
 	for i, t := range r.worker.tracked {
-		if !t.conf || t.index != c.index || t.term != c.term {
+		if !t.decided || t.index != index || t.term != term {
 			continue
 		}
 		r.worker.tracked = append(r.worker.tracked[:i:i], r.worker.tracked[i+1:]...)
-		if c.refused != nil {
-			t.done(nil, c.index, &ChangeError{Shard: r.shard, Reason: c.refused.Error(), Retry: true})
+		if refused != nil {
+			t.done(nil, index, &ChangeError{Shard: r.shard, Reason: refused.Error(), Retry: true})
 		} else {
-			t.done(c.desc, c.index, nil)
+			t.done(d, index, nil)
 		}
 		return
 	}

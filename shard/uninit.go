@@ -53,16 +53,21 @@ func (s *Store) welcomeLocked(m *wire.RaftMessage) string {
 		return "term"
 	case m.To < s.mu.dead[m.Shard].NextReplicaID:
 		return "removed-replica"
-	case s.mu.busy[m.Shard] != nil:
-		return "creating"
 	}
 	l := &s.life
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.mu.closed {
+		return "creations-full"
+	}
+	l.keepLocked(m, s.clock.Boot())
+	if s.mu.busy[m.Shard] != nil {
+		return "creating"
+	}
 	if _, asked := l.mu.asked[m.Shard]; asked {
 		return "creating"
 	}
-	if l.mu.closed || len(l.mu.wanted) >= maxNewcomers {
+	if len(l.mu.wanted) >= maxNewcomers {
 		return "creations-full"
 	}
 	l.mu.asked[m.Shard] = struct{}{}
@@ -118,6 +123,7 @@ func (s *Store) reserveNewcomer(op *boundary, n newcomer) bool {
 	case nil:
 		return true
 	case *MarkError:
+		s.dropEarly(n.shard)
 		s.metrics.dropped("removed-replica")
 	default:
 		s.log.Error("mark cannot be read", "shard", n.shard, "error", err)
@@ -139,6 +145,7 @@ func (s *Store) welcome(op *boundary, n newcomer) {
 	s.metrics.created.Inc()
 	s.log.Info("replica created, waits for a snapshot", "replica", r.String())
 	s.finish(op, nil)
+	s.stepEarly(r.shard)
 }
 
 // checkMark reads a shard's mark and returns a *MarkError if the id is one that never comes back (I1). Nobody may
@@ -180,13 +187,15 @@ func (s *Store) buryLocked(shard base.ShardID, m engine.ReplicaMark) {
 
 // refuseUninitialised names the reason why a message cannot be meant for a replica with an empty log. A log begins
 // above 0, so nothing can follow on nothing, and nothing can be committed in it: raft would take the one for a log and
-// panic at the other.
-func refuseUninitialised(m *raftpb.Message) string {
-	switch {
-	case m.Type == raftpb.MsgApp && m.Index == 0, m.Type == raftpb.MsgHeartbeat && m.Commit > 0:
+// panic at the other. An append that a split is about to make room for is kept for that. Store.mu is held.
+func (r *replica) refuseUninitialised(m *wire.RaftMessage) string {
+	switch msg := &m.Msg; {
+	case msg.Type == raftpb.MsgApp && msg.Index == 0, msg.Type == raftpb.MsgHeartbeat && msg.Commit > 0:
 		return "entries"
-	case m.Type == raftpb.MsgTimeoutNow:
+	case msg.Type == raftpb.MsgTimeoutNow:
 		return "uninitialised"
+	case r.splitPendingLocked(m):
+		return "split-pending"
 	}
 	return ""
 }

@@ -61,7 +61,7 @@ func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
 		s.damaged(r, err)
 		return appendAnswer(buf[:at], op, a.Version, answerText(wire.Failed, "read: "+err.Error()))
 	case !r.serves(op, op.Version):
-		return appendAnswer(buf[:at], op, a.Version, r.epochMismatch())
+		return appendAnswer(buf[:at], op, a.Version, r.mismatchOf(op))
 	case !ok:
 		a.Code = wire.NotFound
 		return a.Append(buf[:at])
@@ -105,7 +105,7 @@ func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
 	}
 	if !r.serves(op, op.Version) {
 		_ = it.Close()
-		return appendAnswer(buf[:at], op, d.Epoch.Version, r.epochMismatch())
+		return appendAnswer(buf[:at], op, d.Epoch.Version, r.mismatchOf(op))
 	}
 	rows, size := wire.SplitScanArg(op.Arg)
 	a := wire.Answer{Req: op.Req, Version: d.Epoch.Version}

@@ -10,11 +10,27 @@ import (
 // EntryKind says what a log entry holds. A kind that a binary does not know faults the replica; it is never skipped.
 type EntryKind uint8
 
-// Kinds of entries. Boundary commands (split, merge, ...) take further ones.
+// Kinds of entries.
 const (
 	EntryData   EntryKind = 1 // a concatenation of client writes
 	EntryVerify EntryKind = 2 // no operations; the body is a Verify: every replica opens a view at this index
+	EntrySplit  EntryKind = 3 // boundary: no operations; the body is a Split
+
+	lastKind = EntrySplit
 )
+
+// Boundary reports whether an entry of this kind changes more than its own shard's state machine: apply halts at it and
+// leaves it to the store (rule I2).
+func (k EntryKind) Boundary() bool { return k >= EntrySplit && k <= lastKind }
+
+// KindOf returns the kind of a normal entry's data, 0 if it has none or is not in a layout of this binary's. DecodeEntry
+// looks closer.
+func KindOf(data []byte) EntryKind {
+	if len(data) < EntryHeaderSize || data[0] != entryVersion {
+		return 0
+	}
+	return EntryKind(data[1])
+}
 
 const entryVersion = 1
 
@@ -44,13 +60,14 @@ func (h *EntryHeader) Append(buf []byte) []byte {
 	return binary.BigEndian.AppendUint64(buf, h.Stamp)
 }
 
-// DecodeEntry splits an entry's data into header and body: the operations of EntryData, the Verify of EntryVerify. Errors wrap base.ErrCorrupt: the replica is faulted.
+// DecodeEntry splits an entry's data into header and body: the operations of EntryData, the Verify of EntryVerify, the
+// command of a boundary entry. Errors wrap base.ErrCorrupt: the replica is faulted.
 func DecodeEntry(data []byte) (EntryHeader, []byte, error) {
 	if len(data) < EntryHeaderSize {
 		return EntryHeader{}, nil, fmt.Errorf("entry of %d bytes, want at least %d: %w",
 			len(data), EntryHeaderSize, base.ErrCorrupt)
 	}
-	if data[0] != entryVersion || EntryKind(data[1]) < EntryData || EntryKind(data[1]) > EntryVerify {
+	if data[0] != entryVersion || EntryKind(data[1]) < EntryData || EntryKind(data[1]) > lastKind {
 		return EntryHeader{}, nil, fmt.Errorf("entry layout %d kind %d is not known to this binary: %w",
 			data[0], data[1], base.ErrCorrupt)
 	}

@@ -37,7 +37,7 @@ func TestEntryThatIsNotKnownIsRefused(t *testing.T) {
 		}
 	}
 	for at := range 4 { // layout, kind, both reserved bytes
-		for _, add := range []byte{2, 0xff} {
+		for _, add := range []byte{byte(lastKind), 0xff} {
 			b := bytes.Clone(good)
 			b[at] += add
 			if _, _, err := DecodeEntry(b); !errors.Is(err, base.ErrCorrupt) {

@@ -94,6 +94,8 @@ func TestBytesAreGolden(t *testing.T) {
 	entries.Add("two puts", put.Append(put.Append(h.Append(nil))))
 	v := EntryHeader{Kind: EntryVerify, Proposal: 0x8182838485868788}
 	entries.Add("verify", (&Verify{ID: 0xa1a2a3a4a5a6a7a8, BytesPerSecond: 1 << 20}).Append(v.Append(nil)))
+	sp := EntryHeader{Kind: EntrySplit, Proposal: 0x8182838485868788}
+	entries.Add("split", split().Append(sp.Append(nil)))
 	ops.Check(t, "ops.golden")
 	subs.Check(t, "steps.golden")
 	ans.Check(t, "answers.golden")
@@ -117,7 +119,7 @@ func TestNumbersAreFixed(t *testing.T) {
 		{uint8(ShardNotFound), 5, "shard-not-found"}, {uint8(Busy), 6, "busy"}, {uint8(Ambiguous), 7, "ambiguous"},
 		{uint8(Invalid), 8, "invalid"}, {uint8(Unavailable), 9, "unavailable"}, {uint8(TimedOut), 10, "timed-out"},
 		{uint8(Failed), 11, "failed"}, {uint8(DiskFull), 12, "disk-full"}, {uint8(EntryData), 1, "entry-data"},
-		{uint8(EntryVerify), 2, "entry-verify"},
+		{uint8(EntryVerify), 2, "entry-verify"}, {uint8(EntrySplit), 3, "entry-split"},
 	}
 	for _, c := range codes {
 		if c.got != c.want {

@@ -26,7 +26,7 @@ type Sink func(ent, op int, req uint64, a wire.Answer)
 //
 //	OK               Arg = version stamp of the write
 //	ConditionFailed  Arg = current version of the failed step's key (0: absent), Payload = u32 index of the step
-//	EpochMismatch    Payload = the shard's descriptor
+//	EpochMismatch    Payload = the shard's descriptor, or what Mismatch makes of it
 //	Invalid          Payload = the reason
 //	Busy             the shard is frozen: as Frozen
 //
@@ -97,6 +97,9 @@ func (r *run) entry(e *raftpb.Entry) error {
 	if err != nil {
 		return err
 	}
+	if h.Kind.Boundary() {
+		return fmt.Errorf("boundary entry of kind %d is not for Apply: %w", h.Kind, base.ErrCorrupt)
+	}
 	if h.Kind == wire.EntryVerify {
 		_, err := wire.DecodeVerify(data) // no effect; the view is the caller's to open
 		if err == nil && h.Count != 0 {
@@ -147,7 +150,13 @@ func (r *run) operation(op *wire.Op, entryStamp uint64) error {
 	}
 	if op.Version != d.Epoch.Version {
 		if r.sink != nil {
-			r.answer(op, wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, d)})
+			a := wire.Answer{Code: wire.EpochMismatch}
+			if r.m.Mismatch != nil {
+				a.Payload = r.m.Mismatch(op)
+			} else {
+				a.Payload = wire.AppendDescriptors(nil, d)
+			}
+			r.answer(op, a)
 		}
 		return nil
 	}

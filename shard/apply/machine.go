@@ -7,6 +7,7 @@ import (
 
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
 )
 
 // Machine is the command machine of one shard. It holds no data: only the descriptor and the AppliedState, which run
@@ -20,6 +21,10 @@ type Machine struct {
 	desc   *base.Descriptor
 	state  engine.AppliedState
 	broken error // first error; the state is not that of any index any more
+
+	// Mismatch makes the payload of an EpochMismatch for an operation that somebody waits for; nil: the shard's descriptor.
+	// It is asked for the answer alone, which is no part of the state.
+	Mismatch func(op *wire.Op) []byte
 }
 
 // New returns the machine of a shard that stands at st under descriptor d, both as loaded from the engine.
@@ -56,6 +61,38 @@ func (m *Machine) ApplyConfState(
 	}
 	if conf != nil {
 		m.state.Conf = *conf
+	}
+	m.state.Index, m.state.Term = index, term
+	b.SetApplied(m.desc.Shard, &m.state)
+	return nil
+}
+
+// ApplyBoundary adds the outcome of the boundary entry at index to b: the descriptor and the AppliedState after it, of
+// which Index and Term are filled in. A command that was refused passes nil for both and only advances the index. d must
+// keep the shard and its start, as a shard does for life, and must not be older. An error means that the replica must be
+// faulted; b must be dropped.
+func (m *Machine) ApplyBoundary(
+	b *engine.Batch, index, term uint64, st *engine.AppliedState, d *base.Descriptor,
+) error {
+	if m.broken != nil {
+		return m.broken
+	}
+	if err := m.checkNext(index, term); err != nil {
+		return m.fault(err)
+	}
+	if d != nil {
+		old := m.desc
+		if d.Shard != old.Shard || string(d.Start) != string(old.Start) || old.Epoch.Newer(d.Epoch) {
+			return m.fault(fmt.Errorf("boundary entry %d: descriptor %s cannot follow %s", index, d, old))
+		}
+		m.desc = d
+		b.SetDescriptor(d)
+	}
+	if st != nil {
+		if st.Stamp < m.state.Stamp {
+			return m.fault(fmt.Errorf("boundary entry %d: version stamp falls from %d to %d", index, m.state.Stamp, st.Stamp))
+		}
+		m.state = *st
 	}
 	m.state.Index, m.state.Term = index, term
 	b.SetApplied(m.desc.Shard, &m.state)
