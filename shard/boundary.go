@@ -250,7 +250,7 @@ func (h *halt) publish(out *boundaryOutcome) {
 		r.state.Unlock()
 		if d := r.machine.Descriptor(); d != r.desc.Load() {
 			r.desc.Store(d)
-			r.size.at.Store(0)
+			r.forgetSize()
 		}
 		r.applied.Store(st.Index)
 	}
@@ -263,19 +263,13 @@ func (h *halt) publish(out *boundaryOutcome) {
 	}
 	s.metrics.applied.Inc()
 	index, term, d, refused := h.entry.Index, h.entry.Term, r.desc.Load(), out.refused
-	s.call(r, func(r *replica) { s.workerOf(r.shard).settleBoundary(r, index, term, d, refused) })
+	s.call(r, func(r *replica) { s.workerOf(r.shard).settleTracked(r, index, term, d, refused) })
 	r.releaseReads()
 	h.resume() // before the reservation goes: whoever gets it next takes a halt for rest
 	h.end(nil)
 	if out.after != nil {
 		out.after()
 	}
-}
-
-// settleBoundary takes the outcome of a boundary entry on the worker.
-func (w *worker) settleBoundary(r *replica, index, term uint64, d *base.Descriptor, refused error) {
-	r.worker.compaction.measured = 0 // the range may have changed
-	w.settleTracked(r, index, term, d, refused)
 }
 
 // BoundaryError refuses a boundary command: it has not happened and will not. Retry says that the same request may pass

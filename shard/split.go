@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -95,9 +96,10 @@ func (w *worker) startSplit(
 		done(left, rights, nil)
 		return
 	}
+	applied := r.appliedState()
 	switch why := w.confBusy(r, &st); {
-	case r.shard == base.MetaShard:
-		refuse(false, "the meta shard is never split")
+	case unsplittable(d, &applied) != nil:
+		refuse(r.shard != base.MetaShard, "%s", unsplittable(d, &applied))
 		return
 	case isJoint(d):
 		refuse(true, "the shard is in a joint configuration, which its leader is about to leave")
@@ -127,6 +129,17 @@ func (w *worker) startSplit(
 	}
 }
 
+// unsplittable says why no split of a shard is applied now, whatever it asks for; nil if it may be.
+func unsplittable(d *base.Descriptor, st *engine.AppliedState) error {
+	switch {
+	case d.Shard == base.MetaShard:
+		return errors.New("the meta shard is never split")
+	case st.Freeze != nil:
+		return fmt.Errorf("the shard is frozen, to be merged into %s", st.Freeze.Into)
+	}
+	return nil
+}
+
 // splitDone reports whether a shard already has been divided as asked for, and what its parts are now.
 func (s *Store) splitDone(d *base.Descriptor, sides []SplitSide) (left *base.Descriptor, rights []*base.Descriptor, ok bool) {
 	for i := range sides {
@@ -142,7 +155,7 @@ func (s *Store) splitDone(d *base.Descriptor, sides []SplitSide) (left *base.Des
 // planSplit makes the command. Whether it may be is for Validate to say.
 func planSplit(d *base.Descriptor, epoch base.Epoch, sides []SplitSide) (*wire.Split, error) {
 	if len(sides) == 0 {
-		return nil, fmt.Errorf("no key is given")
+		return nil, errors.New("no key is given")
 	}
 	cmd := &wire.Split{Epoch: epoch, LeftEnd: sides[0].Start}
 	for i := range sides {
@@ -225,8 +238,8 @@ func (c *splitCommand) decide(h *halt, b *engine.Batch) (boundaryOutcome, error)
 	if err := c.Validate(d); err != nil {
 		return boundaryOutcome{refused: err}, nil
 	}
-	if d.Shard == base.MetaShard {
-		return boundaryOutcome{refused: fmt.Errorf("the meta shard is never split")}, nil
+	if err := unsplittable(d, &st); err != nil {
+		return boundaryOutcome{refused: err}, nil
 	}
 	left := c.Left(d)
 	whole := st.Stats
