@@ -29,6 +29,7 @@ func startCluster(ctx context.Context, count int, splits ...string) (*cluster, e
 			Settings: node.Settings{
 				Tick: 20 * time.Millisecond, ReportInterval: 100 * time.Millisecond,
 				CacheBytes: 8 << 20, MemTableBytes: 8 << 20, EntryCacheBytes: 8 << 20,
+				NoBalance: true,
 			},
 		})
 		if err != nil {

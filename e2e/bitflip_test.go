@@ -85,7 +85,7 @@ func large(t *testing.T, dir, suffix string, bytes int64) (paths []string) {
 func restart(t *testing.T, c *harness.Cluster, i int) {
 	t.Helper()
 	n := c.Nodes[i]
-	args := append([]string{"start", "--data-dir", n.Dir, "--listen", n.Addr, "--http", n.HTTP}, n.Args...)
+	args := append([]string{"start", "--data-dir", n.Dir, "--listen", n.Addr, "--http", n.HTTP, "--balance=false"}, n.Args...)
 	p, err := harness.StartProc("damaged", n.LogPath, binaries(t).Shardd, args...)
 	if err != nil {
 		t.Fatal(err)

@@ -88,6 +88,17 @@ type Settings struct {
 	LowSpaceBytes      int64
 	CriticalSpaceBytes int64
 	ReserveBytes       int64
+	// NoBalance keeps the placement driver from working where this node leads the meta shard. Its reports are taken all
+	// the same.
+	NoBalance bool
+	// DownAfter is the silence of a node after which its replicas are replaced. Default 5 min.
+	DownAfter time.Duration
+	// MergeBytes is the size up to which cold neighbours are merged. Default: a tenth of the split size; -1: none.
+	MergeBytes int64
+	// MergeAge is how long after a split or merge a shard is not merged. Default 10 min.
+	MergeAge time.Duration
+	// PlanInterval is the time between two rounds of the placement driver. Default 1 s.
+	PlanInterval time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -115,6 +126,15 @@ func (s Settings) withDefaults() Settings {
 	}
 	if s.ReportInterval == 0 {
 		s.ReportInterval = time.Second
+	}
+	if s.PlanInterval == 0 {
+		s.PlanInterval = time.Second
+	}
+	if s.DownAfter == 0 {
+		s.DownAfter = 5 * time.Minute
+	}
+	if s.MergeAge == 0 {
+		s.MergeAge = 10 * time.Minute
 	}
 	set(&s.ElectionTick, 10)
 	set(&s.HeartbeatTick, 2)
@@ -161,6 +181,8 @@ func (c Config) Validate() error {
 		bad("heartbeat tick %d is below 1", s.HeartbeatTick)
 	case s.StreamOps < 1 || s.StreamBytes < 1 || s.ScanWorkers < 1:
 		bad("stream limits must be positive")
+	case s.DownAfter < 0 || s.MergeAge < 0 || s.PlanInterval < 0:
+		bad("down-after %s, merge-age %s and the plan interval %s may not be negative", s.DownAfter, s.MergeAge, s.PlanInterval)
 	case s.ReportInterval <= 0:
 		bad("report interval %s must be positive", s.ReportInterval)
 	case s.StagingBytes < 0 || s.LogFactor < 0 || s.LogFloorBytes < 0 || s.LogShardCapBytes < 0 || s.LogStoreCapBytes < 0 ||

@@ -153,8 +153,8 @@ func (b *Balance) Validate() error {
 		return bad("merge age %s", b.MergeAge)
 	case b.SplitBytes != 0 && b.SplitBytes < minSplitBytes:
 		return bad("split size of %d bytes, want %d at least", b.SplitBytes, minSplitBytes)
-	case b.SplitBytes != 0 && b.MergeBytes > b.SplitBytes/2:
-		return bad("shards below %d bytes would merge and above %d split: want at most half", b.MergeBytes, b.SplitBytes)
+	case b.SplitBytes != 0 && b.MergeBytes > b.SplitBytes/4:
+		return bad("shards below %d bytes would merge and above %d split: want at most a quarter", b.MergeBytes, b.SplitBytes)
 	case !(b.SplitRequests >= 0 && b.SplitRequests <= 1e12):
 		return bad("split at %g requests per second", b.SplitRequests)
 	}

@@ -24,7 +24,7 @@ func startNodes(t *testing.T, n int, join ...string) []string {
 			Join:   join,
 			Logger: slog.New(slog.DiscardHandler), Labels: map[string]string{"zone": "a"}, StopTimeout: 5 * time.Second,
 			Settings: node.Settings{Tick: 20 * time.Millisecond, CacheBytes: 8 << 20, MemTableBytes: 8 << 20,
-				EntryCacheBytes: 8 << 20}})
+				EntryCacheBytes: 8 << 20, NoBalance: true}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -82,6 +82,7 @@ func nodeSettings(cfg *config.Config) node.Settings {
 		LogFactor: cfg.LogFactor, LogFloorBytes: cfg.LogFloorBytes, LogShardCapBytes: cfg.LogShardCapBytes,
 		LogStoreCapBytes: cfg.LogStoreCapBytes,
 		LowSpaceBytes:    cfg.LowSpaceBytes, CriticalSpaceBytes: cfg.CriticalSpaceBytes, ReserveBytes: cfg.ReserveBytes,
+		NoBalance: !cfg.Balance, DownAfter: cfg.DownAfter, MergeBytes: cfg.MergeBytes, MergeAge: cfg.MergeAge,
 	}
 }
 

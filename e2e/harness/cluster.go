@@ -30,6 +30,7 @@ type Node struct {
 	LogPath string
 	Proc    *Proc
 	Args    []string // further flags of shardd start
+	Balance bool     // the placement driver works; most tests place replicas by hand
 	Link    *Proxy   // what the others reach it through; nil: its own address
 }
 
@@ -157,6 +158,9 @@ func (c *Cluster) Launch(i int) {
 		c.t.Fatalf("node %d runs already", i)
 	}
 	args := append([]string{"start", "--data-dir", n.Dir, "--listen", n.Addr, "--http", n.HTTP}, n.Args...)
+	if !n.Balance {
+		args = append(args, "--balance=false")
+	}
 	if n.Link != nil {
 		args = append(args, "--advertise", n.Link.Addr)
 	}

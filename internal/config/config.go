@@ -49,6 +49,11 @@ type Config struct {
 	LowSpaceBytes      int64
 	CriticalSpaceBytes int64
 	ReserveBytes       int64
+
+	Balance    bool
+	DownAfter  time.Duration
+	MergeBytes int64 // 0: a tenth of the split size; -1: none merge
+	MergeAge   time.Duration
 }
 
 // Source says where the value of a setting came from.
@@ -142,6 +147,17 @@ func Table(c *Config) []*Setting {
 			"the node refuse appends too. 0: a quarter of disk-low."},
 		{Name: "disk-reserve", Value: bytesVar(&c.ReserveBytes, 0), Doc: "Size of a file that is given up at a start on a " +
 			"full disk, so that recovery has room. 0: 1% of the disk, at most 64MiB; -1: none."},
+
+		{Name: "balance", Value: boolVar(&c.Balance, true), Doc: "Let the placement driver work when the node leads the " +
+			"meta shard: split, merge, repair and spread shards. `shardctl balance pause` does the same for the whole " +
+			"cluster while it runs. The same on all nodes."},
+		{Name: "down-after", Value: durationVar(&c.DownAfter, 5*time.Minute), Doc: "Silence of a node after which its " +
+			"replicas are made anew on others. Shorter heals sooner, and copies data for a node that only restarts. " +
+			"`shardctl balance limits` changes it for the cluster."},
+		{Name: "merge-size", Value: bytesVar(&c.MergeBytes, 0), Doc: "Size up to which cold neighbouring shards are " +
+			"merged, at most a quarter of the size at which they split. 0: a tenth of that; -1: none are."},
+		{Name: "merge-age", Value: durationVar(&c.MergeAge, 10*time.Minute), Doc: "How long after a split or a merge a " +
+			"shard is not merged, so that shards do not flap."},
 	}
 	for _, s := range list {
 		s.From = FromDefault
@@ -165,6 +181,10 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("tick is %s: it must be between 1ms and 1m", c.Tick)
 	case c.StopTimeout <= 0:
 		return fmt.Errorf("stop-timeout is %s: it must be above 0", c.StopTimeout)
+	case c.DownAfter < 10*time.Second:
+		return fmt.Errorf("down-after is %s: it must be at least 10s, since nodes report each second", c.DownAfter)
+	case c.MergeAge < 0:
+		return fmt.Errorf("merge-age is %s: it may not be negative", c.MergeAge)
 	case c.MemoryLimit < -1:
 		return fmt.Errorf("memory-limit is %d: give bytes, 0 for half of the machine's memory, or -1 for none", c.MemoryLimit)
 	}
