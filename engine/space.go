@@ -64,6 +64,7 @@ type spaceState struct {
 	mu            sync.Mutex // held over a look
 	level         atomic.Uint32
 	free          atomic.Uint64
+	total         atomic.Uint64
 	low, critical atomic.Uint64
 	reserve       bool         // the file is there, whole
 	retryAt       atomic.Int64 // e.now() from which on tables are created again whatever is free
@@ -79,6 +80,9 @@ func (e *Engine) Space() (level SpaceLevel, free, low, critical uint64) {
 	}
 	return SpaceLevel(s.level.Load()), s.free.Load(), s.low.Load(), s.critical.Load()
 }
+
+// DiskCapacity returns the size of the store's file system in bytes, as of the last look at it; 0 if it does not tell.
+func (e *Engine) DiskCapacity() uint64 { return e.space.total.Load() }
 
 // thresholds returns the free bytes below which space is low and critical, on a disk of total bytes, 0 if unknown.
 func (o *Options) thresholds(total uint64) (low, critical uint64) {
@@ -134,6 +138,9 @@ func (e *Engine) pollSpace() {
 		level = levelOf(old, free, low, critical)
 	}
 	s.free.Store(free)
+	if known {
+		s.total.Store(total)
+	}
 	s.low.Store(low)
 	s.critical.Store(critical)
 	s.level.Store(uint32(level))

@@ -9,33 +9,54 @@ import (
 	"github.com/shardd/shardd/placement"
 )
 
-// drainMarks keeps what the meta shard says is kept off which node, so that answering a report reads nothing.
+// drainMarks keeps what the meta shard says is kept off which node, and which nodes are leaving, so that answering a
+// report reads nothing.
 type drainMarks struct {
-	mu    sync.Mutex
-	modes map[base.StoreID]placement.DrainMode
-	at    time.Duration // Boot time of modes
+	mu sync.Mutex
+	nodeMarks
+	at time.Duration // Boot time of the marks
+}
+
+// nodeMarks are never changed, only replaced.
+type nodeMarks struct {
+	modes       map[base.StoreID]placement.DrainMode
+	commissions map[base.StoreID]placement.Commission
+}
+
+// mode is what is kept off a node: a node that leaves, or has left, gets nothing.
+func (n *nodeMarks) mode(id base.StoreID) placement.DrainMode {
+	if n.commissions[id] != placement.InCommission {
+		return placement.DrainReplicas
+	}
+	return n.modes[id]
 }
 
 // drainMarksFresh is how old a mark may be that is told to a node.
 const drainMarksFresh = time.Second
 
 // all returns the marks, at most drainMarksFresh old.
-func (d *drainMarks) all(ctx context.Context, dir *placement.Directory, now time.Duration) (
-	map[base.StoreID]placement.DrainMode, error) {
+func (d *drainMarks) all(ctx context.Context, dir *placement.Directory, now time.Duration) (nodeMarks, error) {
 	d.mu.Lock()
-	modes, at := d.modes, d.at
+	marks, at := d.nodeMarks, d.at
 	d.mu.Unlock()
-	if modes != nil && now-at < drainMarksFresh {
-		return modes, nil
+	if marks.modes != nil && now-at < drainMarksFresh {
+		return marks, nil
 	}
-	modes, err := dir.Draining(ctx)
+	marks, err := readMarks(ctx, dir)
 	if err != nil {
-		return nil, err
+		return nodeMarks{}, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.modes, d.at = modes, now
-	return modes, nil
+	d.nodeMarks, d.at = marks, now
+	return marks, nil
+}
+
+func readMarks(ctx context.Context, dir *placement.Directory) (out nodeMarks, err error) {
+	if out.modes, err = dir.Draining(ctx); err == nil {
+		out.commissions, err = dir.Commissions(ctx)
+	}
+	return out, err
 }
 
 // forget makes the next question read the meta shard.
@@ -48,11 +69,11 @@ func (d *drainMarks) forget() {
 // drainMode returns what is kept off a node: none, leaders or replicas; "" if that cannot be read now. For the meta
 // leader.
 func (m *member) drainMode(ctx context.Context, id base.StoreID) string {
-	modes, err := m.jobs.marks.all(ctx, m.dir, m.clock.Boot())
+	marks, err := m.jobs.marks.all(ctx, m.dir, m.clock.Boot())
 	if err != nil {
 		return ""
 	}
-	return modes[id].String()
+	return marks.mode(id).String()
 }
 
 // obeyDrain does on this node what its mark asks for: as long as there is one, no leaderships. "" changes nothing.

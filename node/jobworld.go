@@ -87,7 +87,7 @@ func (w memberWorld) nodes(ctx context.Context) (map[base.StoreID]placement.Node
 	if err != nil {
 		return nil, err
 	}
-	marks, err := w.m.dir.Draining(ctx)
+	marks, err := readMarks(ctx, w.m.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (w memberWorld) nodes(ctx context.Context) (map[base.StoreID]placement.Node
 	for _, r := range records {
 		st, heard := stores[r.ID]
 		out[r.ID] = placement.NodeNow{
-			ID: r.ID, Heard: heard, Alive: st.Alive, Draining: marks[r.ID], Level: st.Level, FreeBytes: st.FreeBytes,
+			ID: r.ID, Heard: heard, Alive: st.Alive, Draining: marks.mode(r.ID), Level: st.Level, FreeBytes: st.FreeBytes,
 			Unhealthy: st.Unhealthy, Replicas: st.Replicas, Leaders: st.Leaders,
 		}
 	}

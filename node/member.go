@@ -42,6 +42,10 @@ type member struct {
 	verifier  *verifier
 	index     *index
 	reports   reports
+	plan      clusterView
+	followers followers // owned by the report loop
+	cpu       cpuMeter  // owned by the report loop
+	slow      slowness
 
 	// verifyPatience is how long a replica may show no progress when replicas are compared.
 	verifyPatience time.Duration

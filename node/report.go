@@ -9,6 +9,7 @@ import (
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/placement/plan"
 	"github.com/shardd/shardd/shard"
 )
 
@@ -22,15 +23,6 @@ type sentReports struct {
 	full     bool                      // the next report is to be full
 	to       base.StoreID
 	turn     int // places asked without knowing the leader
-}
-
-// reported is the part of a replica's summary whose change is worth a report.
-type reported struct {
-	epoch    base.Epoch
-	leads    bool
-	term     uint64
-	putBytes uint64
-	faulted  string
 }
 
 // firstReports is the pause between reports until the first is answered.
@@ -86,7 +78,7 @@ func (m *member) report(ctx context.Context) error {
 	if lead != s.to {
 		s.to, s.full = lead, true
 	}
-	req, now := m.buildReport()
+	req, now := m.buildReport(ctx)
 	addr, _ := m.book.Addr(lead)
 	resp, err := m.sendReport(ctx, place{lead, addr}, req)
 	if err != nil {
@@ -170,6 +162,7 @@ func (m *member) reportHead() *pb.ReportRequest {
 		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation, Address: m.n.addr,
 		HttpAddress: m.n.publicHTTP(), Labels: m.n.cfg.Labels, Version: m.n.cfg.Version,
 		DiskBytes: disk, GoHeapBytes: heapBytes(), DiskFreeBytes: free, DiskLevel: m.n.diskLevel(),
+		DiskCapacityBytes: m.n.eng.DiskCapacity(), CpuMillis: m.cpu.millis(m.clock.Boot()), Slow: m.slow.why(m.clock.Boot()),
 	}
 	// That the meta leader cannot be reached is no news to it.
 	for _, c := range m.n.checks() {
@@ -190,25 +183,31 @@ func (m *member) reportHead() *pb.ReportRequest {
 	return req
 }
 
-func (m *member) buildReport() (*pb.ReportRequest, map[base.ShardID]reported) {
+// buildReport returns the next report, and what the receiver has been told once it has answered it.
+func (m *member) buildReport(ctx context.Context) (*pb.ReportRequest, map[base.ShardID]reported) {
 	sums := m.store.Summaries()
-	s := &m.reports.sent
+	m.followers.look(ctx, m.store, sums)
+	s, boot := &m.reports.sent, m.clock.Boot()
 	req := m.reportHead()
 	req.Full = s.full
 	now := make(map[base.ShardID]reported, len(sums))
+	var digest plan.Digest
+	var load shard.Load
 	for i := range sums {
 		sum := &sums[i]
-		if sum.Desc == nil { // uninitialised: it has nothing to say yet
+		r := m.reportedOf(sum, boot)
+		digest.Add(r.digested(sum.Shard))
+		if sum.Leads {
+			load = load.Plus(sum.Load)
+		}
+		if old, ok := s.answered[sum.Shard]; !s.full && ok && !r.worth(&old) {
+			now[sum.Shard] = old
 			continue
 		}
-		r := reportedOf(sum)
-		now[sum.Desc.Shard] = r
-		if old, ok := s.answered[sum.Desc.Shard]; s.full || !ok || old != r {
-			req.Replicas = append(req.Replicas, &pb.ReplicaReport{
-				Descriptor_: sum.Desc.Append(nil), Leads: r.leads, Term: r.term, PutBytes: r.putBytes, Faulted: r.faulted,
-			})
-		}
+		now[sum.Shard] = r
+		req.Replicas = append(req.Replicas, r.proto(sum.Shard, sum.Desc))
 	}
+	req.Digest, req.Load = digest.Sum(), loadProto(load)
 	if !s.full {
 		for id := range s.answered {
 			if _, ok := now[id]; !ok {
@@ -217,12 +216,6 @@ func (m *member) buildReport() (*pb.ReportRequest, map[base.ShardID]reported) {
 		}
 	}
 	return req, now
-}
-
-func reportedOf(s *shard.Summary) reported {
-	return reported{
-		epoch: s.Desc.Epoch, leads: s.Leads, term: s.Term, putBytes: s.Stats.PutBytes, faulted: s.Faulted,
-	}
 }
 
 // metaSilence is how long the meta leader may not answer reports before the node says that it is not ready.

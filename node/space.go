@@ -13,12 +13,14 @@ import (
 // spacePoll is the time between looks at the free space; the engine looks at the disk each second itself.
 const spacePoll = time.Second
 
-// spaceLoop tells the store how full the disk is.
+// spaceLoop tells the store how full the disk is, and watches how fast.
 func (m *member) spaceLoop(ctx context.Context) {
 	every := min(spacePoll, m.n.cfg.Settings.ReportInterval)
 	for ctx.Err() == nil {
 		level, _, _, _ := m.n.eng.Space() // the engine logs each change, with its numbers
 		m.store.SetSpace(level)
+		ok, detail := m.store.SyncHealthy()
+		m.slow.see(ok, detail, m.clock.Boot())
 		pause(ctx, every)
 	}
 }

@@ -60,10 +60,21 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 		DiskBytes: req.DiskBytes, HeapBytes: req.GoHeapBytes, Replicas: req.ReplicaCount, Leaders: req.LeaderCount,
 		FreeBytes: req.DiskFreeBytes, Level: req.DiskLevel, Unhealthy: req.Unhealthy, Full: req.Full,
 	}
-	for _, rep := range req.Replicas {
+	descs := make([]*base.Descriptor, len(req.Replicas))
+	for i, rep := range req.Replicas {
+		if len(rep.Descriptor_) == 0 {
+			continue // it waits for its first state: of use to the planner only
+		}
 		d, _, err := base.DecodeDescriptor(rep.Descriptor_)
 		if err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "report of n%d: %v", req.NodeId, err)
+		}
+		descs[i] = d
+		if rep.ShardId == 0 { // from a node of the version before, which tells only these
+			rep.ShardId = uint64(d.Shard)
+			if own, ok := d.ReplicaOn(r.Node.ID); ok {
+				rep.ReplicaId = uint64(own.Replica)
+			}
 		}
 		r.States = append(r.States, placement.ReplicaState{
 			Desc: d, Leads: rep.Leads, Term: rep.Term, PutBytes: rep.PutBytes, Faulted: rep.Faulted,
@@ -80,6 +91,10 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 	if err != nil {
 		return nil, directoryStatus(err)
 	}
+	lost, err := m.plan.report(term, planReport(req, descs, m.clock.Boot()))
+	if err != nil {
+		return nil, directoryStatus(err)
+	}
 	m.index.note(term, r.States)
 	nodes, err := m.nodes(ctx)
 	if err != nil {
@@ -88,7 +103,7 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 	for _, n := range nodes {
 		resp.Addresses[uint64(n.ID)] = n.Address
 	}
-	resp.WantFull, resp.Leader = full, uint64(m.self)
+	resp.WantFull, resp.Leader = full || lost, uint64(m.self)
 	resp.Draining = m.drainMode(ctx, r.Node.ID)
 	resp.Unfit = m.unfitNodes(ctx)
 	return resp, nil
