@@ -44,7 +44,7 @@ func (l *localSender) Send(ctx context.Context, to base.StoreID, op *wire.Op, do
 		return
 	}
 	l.m.store.ReadIndex([]shard.ReadRequest{{
-		Shard: op.Shard, Version: op.Version, Deadline: deadline, Waiter: r,
+		Shard: op.Shard, Version: op.Version, Key: r.op.Key, End: scanEnd(&r.op), Deadline: deadline, Waiter: r,
 	}})
 }
 

@@ -95,7 +95,7 @@ func (n *Node) boot() (*member, error) {
 			Factor: uint64(s.LogFactor), FloorBytes: uint64(s.LogFloorBytes),
 			ShardCapBytes: uint64(s.LogShardCapBytes), StoreCapBytes: uint64(s.LogStoreCapBytes),
 		},
-		MayLead: m.mayLead,
+		MayLead: m.mayLead, OnSplit: m.onSplit,
 		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
 			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)
 		},
@@ -118,6 +118,7 @@ func (n *Node) boot() (*member, error) {
 	})
 	m.dir = placement.NewDirectory(metaKV{m.router})
 	m.jobs = newJobRunner(memberWorld{m}, m.dir, n.cfg.Clock, log, newJobMetrics(n.reg))
+	m.reports.wake = make(chan struct{}, 1)
 	m.reports.view = placement.NewView(n.cfg.Clock)
 	return m, nil
 }

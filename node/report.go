@@ -55,14 +55,35 @@ func (m *member) reportLoop(ctx context.Context) {
 			m.learnMeta(d)
 		}
 		m.n.setHealth(m.ready() == nil)
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !m.reports.await(ctx, pause) {
 			return
 		}
 	}
+}
+
+// reportGap is the least time between a report and one that news has woken: what happens within it shares one.
+const reportGap = 5 * time.Millisecond
+
+// wakeUp has the next report sent at once.
+func (r *reports) wakeUp() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// await waits for the next report to be due, or for news; false if ctx has ended.
+func (r *reports) await(ctx context.Context, interval time.Duration) bool {
+	gap := min(reportGap, interval)
+	pause(ctx, gap)
+	t := time.NewTimer(interval - gap)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-r.wake:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // report sends one report and takes the answer in.

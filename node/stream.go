@@ -188,7 +188,8 @@ func (st *opStream) submit(in *inbound) {
 			})
 		} else {
 			in.reads = append(in.reads, shard.ReadRequest{
-				Shard: p.op.Shard, Version: p.op.Version, Req: id, Deadline: now + timeout, Waiter: st,
+				Shard: p.op.Shard, Version: p.op.Version, Key: p.op.Key, End: scanEnd(&p.op), Req: id,
+				Deadline: now + timeout, Waiter: st,
 			})
 		}
 	}
@@ -204,6 +205,14 @@ func (st *opStream) submit(in *inbound) {
 		st.m.store.ReadIndex(in.reads)
 	}
 	in.release()
+}
+
+// scanEnd returns where the range of a read ends, nil if it reads one key.
+func scanEnd(op *wire.Op) []byte {
+	if op.Code == wire.OpScan {
+		return op.Value
+	}
+	return nil
 }
 
 // busyBackoffMS is the pause that a refused client is asked for.

@@ -28,7 +28,8 @@ type reports struct {
 		nodesAt    time.Duration // Boot time of nodes
 	}
 
-	sent sentReports // owned by the report loop
+	sent sentReports   // owned by the report loop
+	wake chan struct{} // capacity 1: there is news that should not wait for the next interval
 }
 
 // Report implements InternalService.
