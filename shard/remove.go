@@ -38,9 +38,18 @@ func (e *ProofError) Error() string {
 func (s *Store) RemoveReplica(
 	ctx context.Context, shard base.ShardID, id base.ReplicaID, proof *base.Descriptor,
 ) error {
+	return waitRemoved(ctx, shard, id, func(done func(error)) (<-chan struct{}, error) {
+		return s.removeReplica(shard, id, proof, done)
+	})
+}
+
+// waitRemoved starts a removal, again if another step of the shard is in the way, and waits for its outcome.
+func waitRemoved(
+	ctx context.Context, shard base.ShardID, id base.ReplicaID, start func(func(error)) (<-chan struct{}, error),
+) error {
 	ch := make(chan error, 1)
 	for {
-		busy, err := s.removeReplica(shard, id, proof, func(err error) { ch <- err })
+		busy, err := start(func(err error) { ch <- err })
 		switch {
 		case err != nil:
 			return err
@@ -84,6 +93,18 @@ func (s *Store) removeReplica(
 	if err := checkProof(shard, id, proof); err != nil {
 		return nil, err
 	}
+	next := proof.NextReplicaID
+	if newer, ok := proof.ReplicaOn(s.cfg.Store); ok {
+		next = newer.Replica // it is waiting for this one to go
+	}
+	return s.removeMarked(shard, id, next, "proved to be no member any more", done)
+}
+
+// removeMarked starts a removal after which no replica with an id below next may be created. Whoever calls it has made
+// sure that the replica has to go.
+func (s *Store) removeMarked(
+	shard base.ShardID, id, next base.ReplicaID, reason string, done func(error),
+) (busy <-chan struct{}, err error) {
 	mark, _, err := s.engine.Mark(shard)
 	if err != nil {
 		return nil, fmt.Errorf("remove replica %s: %w", base.ReplicaName(shard, id), err)
@@ -112,17 +133,13 @@ func (s *Store) removeReplica(
 		s.finish(op, nil) // gone already
 		return nil, nil
 	}
-	next := proof.NextReplicaID
-	if newer, ok := proof.ReplicaOn(s.cfg.Store); ok {
-		next = newer.Replica // it is waiting for this one to go
-	}
 	mark = engine.ReplicaMark{NextReplicaID: max(next, mark.NextReplicaID)}
 	s.parkAll(op, []*replica{r}, func(ok bool) {
 		s.life.post(func() {
 			if !ok {
 				s.finish(op, nil) // the conf change has removed it
 			} else if s.begin(op) {
-				s.commitRemoval(r, mark, "proved to be no member any more", func(err error) { s.finish(op, err) })
+				s.commitRemoval(r, mark, reason, func(err error) { s.finish(op, err) })
 			}
 		})
 	})
