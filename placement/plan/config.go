@@ -34,6 +34,11 @@ type Config struct {
 	Grace time.Duration
 	// JointPatience is how long a shard may stay between two configurations before the driver steps in (30 s).
 	JointPatience time.Duration
+	// SlowFor is how long a store counts as slow after it last said so (1 min).
+	SlowFor time.Duration
+	// Settle is how long after its range changed a shard is not split by load, since its load is of before (1 min), and a
+	// twelfth of that by size. Cooldown is how long after a change of leader its load is no reason to move it (2 min).
+	Settle, Cooldown time.Duration
 	// Backoff is the first wait after an operator failed (10 s); it doubles up to MaxBackoff (10 min).
 	Backoff, MaxBackoff time.Duration
 
@@ -50,7 +55,7 @@ type Config struct {
 	MergeAge, MergeColdFor time.Duration
 
 	// Tolerance is the largest difference of replicas, and of leaders, between two stores at which nothing is moved (2),
-	// as long as TolerancePercent (5) of the mean is not more.
+	// as long as TolerancePercent (1) of the mean is not more.
 	Tolerance, TolerancePercent int
 	// ByteTolerancePercent is by how much the bytes of a store may lie above the mean before replicas move for them (20).
 	ByteTolerancePercent int
@@ -126,6 +131,9 @@ func (c Config) WithDefaults() Config {
 	set(&c.AliveFor, 10*time.Second)
 	set(&c.Grace, time.Minute)
 	set(&c.JointPatience, 30*time.Second)
+	set(&c.SlowFor, time.Minute)
+	set(&c.Settle, time.Minute)
+	set(&c.Cooldown, 2*time.Minute)
 	set(&c.Backoff, 10*time.Second)
 	set(&c.MaxBackoff, 10*time.Minute)
 	set(&c.SplitBytes, 256<<20)
@@ -138,7 +146,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.MergeAge, 10*time.Minute)
 	set(&c.MergeColdFor, 5*time.Minute)
 	set(&c.Tolerance, 2)
-	set(&c.TolerancePercent, 5)
+	set(&c.TolerancePercent, 1)
 	set(&c.ByteTolerancePercent, 20)
 	set(&c.HotTolerancePercent, 25)
 	set(&c.HotFloor, 1000)
@@ -159,7 +167,7 @@ func set[T comparable](at *T, def T) {
 func (c *Config) Validate() error {
 	switch {
 	case c.Tolerance < 2:
-		// Of two stores that differ by one, a move only swaps the roles; see balance.go.
+		// Of two stores that differ by one a move only swaps the roles, and moves for bytes and load need slack; see fixed.go.
 		return fmt.Errorf("tolerance of %d: at least 2", c.Tolerance)
 	case c.MergeBytes > c.SplitBytes/4:
 		return fmt.Errorf("merge size of %d is above a quarter of the split size of %d: shards would flap",

@@ -85,6 +85,8 @@ type Operator struct {
 	Created time.Duration
 	// Deadline is when it has failed if it is not done.
 	Deadline time.Duration
+
+	decision uint64 // in the journal
 }
 
 // StepKind is one kind of step.

@@ -1,5 +1,7 @@
 package plan
 
+import "cmp"
+
 // Rules says which rule governs a range, and where ranges may not be joined. Nil rules in Config mean Uniform.
 type Rules interface {
 	// For returns the rule for the shard with this range (routing keys): that of its start. Two shards may merge only if
@@ -42,11 +44,20 @@ type Fit struct {
 	// Isolation says how well the replicas are spread over the levels of labels: 1 is as well as any set of stores could
 	// do, less is worse.
 	Isolation float64
+	// Preferred counts what the rule would rather have, where that costs no spread; more is better.
+	Preferred float64
 }
 
-// worse compares what must be mended, spread left out: it returns above 0 if f has more wrong than o.
-func (f Fit) worse(o Fit) int {
-	return f.Misplaced - o.Misplaced
+// Compare returns above 0 if f is the better of two placements with the same number of replicas, below 0 if o is: what
+// the rule demands first, then the spread, then what it prefers.
+func (f Fit) Compare(o Fit) int {
+	switch {
+	case f.Misplaced != o.Misplaced:
+		return o.Misplaced - f.Misplaced
+	case f.Isolation != o.Isolation:
+		return cmp.Compare(f.Isolation, o.Isolation)
+	}
+	return cmp.Compare(f.Preferred, o.Preferred)
 }
 
 // Uniform is the built-in rule for all ranges: a number of voters, spread over label levels.

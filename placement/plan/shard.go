@@ -51,11 +51,15 @@ type Shard struct {
 	// Changed is when the range last changed as far as the view has seen (its making, a split, a merge); Cold since when
 	// the load has been below that for a merge, and ConfChanged when the replicas last changed.
 	Changed, Cold, ConfChanged time.Duration
+	// Led is since when the present leader leads.
+	Led time.Duration
 
 	rare  *rare
 	rule  Rule // of the range, as of the last Tick
 	class class
 	dirty bool
+	// ready: small, cold and unchanged for long enough to be merged, as of the last check.
+	ready bool
 	// covered: a newer descriptor of another shard holds the range, so this one is merged away or not yet shrunk.
 	covered bool
 	// need is what the planner's last check found; see need.go.

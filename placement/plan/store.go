@@ -103,6 +103,9 @@ type Store struct {
 	Disk                              Disk
 	Unhealthy, Slow                   string // why, empty if not
 	CPUMillis                         uint64
+	// SlowSeen is when it last said that it is slow or unhealthy, if SlowEver.
+	SlowSeen time.Duration
+	SlowEver bool
 
 	// Kept by the view: replicas whose descriptor lists the store, those of them that lead, bytes of them all, and the load
 	// of the leaders.
@@ -113,8 +116,9 @@ type Store struct {
 	digest uint64
 	// shards are the shards whose descriptor lists the store or that it has reported; Peer.pos is the place in it.
 	shards []*Shard
-	// down is what the last Tick made of it.
-	down bool
+	// down and alive are what the last Tick made of it, slow whether it was slow lately.
+	down, alive, slow bool
+	at                int32 // its place in View.order
 }
 
 // Shards calls f for every shard that lists the store or that it holds a replica of, in no useful order, until f

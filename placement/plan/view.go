@@ -42,6 +42,10 @@ type View struct {
 	Mismatches uint64
 	// structure rises with every change that schedulers may have something to do after.
 	structure uint64
+	// bests are the best fits, of the stores that bestsOf stands for; labelled rises when labels change.
+	bests    map[bestKey]Fit
+	bestsOf  uint64
+	labelled uint64
 }
 
 // thresholds are the settings on which class depends.
@@ -57,6 +61,7 @@ func NewView() *View {
 	v := &View{
 		stores: make(map[base.StoreID]*Store), shards: make(map[base.ShardID]*Shard),
 		byKey: btree.NewG(64, keyLess), wake: make(map[int64][]base.ShardID),
+		bests: make(map[bestKey]Fit),
 	}
 	for i := range v.needs {
 		v.needs[i] = btree.NewG(64, urgencyLess)
@@ -145,9 +150,16 @@ func (v *View) store(id base.StoreID) *Store {
 		v.stores[id] = s
 		at, _ := slices.BinarySearchFunc(v.order, id, func(s *Store, id base.StoreID) int { return cmp.Compare(s.ID, id) })
 		v.order = slices.Insert(v.order, at, s)
+		v.reorder()
 		v.structure++
 	}
 	return s
+}
+
+func (v *View) reorder() {
+	for i, s := range v.order {
+		s.at = int32(i)
+	}
 }
 
 // SetMember takes over what the meta shard's records say of a node. A node that has not reported counts as last seen when
@@ -155,8 +167,15 @@ func (v *View) store(id base.StoreID) *Store {
 func (v *View) SetMember(m Member, now time.Duration) {
 	v.advance(now)
 	s := v.store(m.ID)
+	if !s.Listed || !s.sameLabels(m.Labels) {
+		v.labelled++
+	}
 	same := s.Listed && s.Commission == m.Commission && s.Drain == m.Drain && s.sameLabels(m.Labels)
-	m.Labels = maps.Clone(m.Labels)
+	if s.sameLabels(m.Labels) && s.Labels != nil {
+		m.Labels = s.Labels // rules remember what they made of a map
+	} else if m.Labels = maps.Clone(m.Labels); m.Labels == nil {
+		m.Labels = map[string]string{}
+	}
 	s.Member, s.Listed = m, true
 	if !same {
 		v.touchStore(s)
@@ -177,6 +196,7 @@ func (v *View) Forget(id base.StoreID) {
 	if len(s.shards) == 0 { // else descriptors list it still
 		delete(v.stores, id)
 		v.order = slices.DeleteFunc(v.order, func(o *Store) bool { return o == s })
+		v.reorder()
 	}
 }
 
@@ -211,11 +231,17 @@ func (v *View) Tick(cfg *Config, now time.Duration) {
 	v.advance(now)
 	v.setLimits(cfg)
 	for _, s := range v.order {
-		if down := v.isDown(s, cfg); down != s.down {
-			s.down = down
+		down, alive := v.isDown(s, cfg), v.Alive(s, cfg)
+		if down != s.down || alive != s.alive {
+			s.down, s.alive = down, alive
 			v.touchStore(s)
 		}
+		if slow := s.SlowEver && v.now-s.SlowSeen < cfg.SlowFor; slow != s.slow {
+			s.slow = slow
+			v.structure++
+		}
 	}
+	v.renewBests()
 	for slot, ids := range v.wake {
 		if int64(v.now/wakeUnit) < slot {
 			continue
@@ -251,6 +277,9 @@ func (v *View) setLimits(cfg *Config) {
 	}
 	if l == v.limits && v.rules == cfg.Rules {
 		return
+	}
+	if v.rules != cfg.Rules {
+		clear(v.bests)
 	}
 	v.limits, v.rules = l, cfg.Rules
 	v.structure++
@@ -312,6 +341,9 @@ func (v *View) classify(sh *Shard) {
 	}
 	sh.class = c
 	v.touch(sh)
+	if l := v.Left(sh); l != nil {
+		v.touch(l) // whether it merges hangs on this one
+	}
 }
 
 // Clone returns a copy that shares nothing that changes, for trying things out. Its checks all run anew. Events are not

@@ -29,6 +29,9 @@ func (v *View) Report(r *StoreReport) (wantFull bool, err error) {
 	s.Seen, s.Known = max(s.Seen, r.At), true
 	s.DiskBytes, s.DiskFree, s.DiskCapacity, s.Disk = r.DiskBytes, r.DiskFree, r.DiskCapacity, r.Disk
 	s.Unhealthy, s.Slow, s.CPUMillis = r.Unhealthy, r.Slow, r.CPUMillis
+	if s.Unhealthy != "" || s.Slow != "" {
+		s.SlowSeen, s.SlowEver = v.now, true
+	}
 	if changed {
 		v.structure++
 	}
@@ -175,7 +178,7 @@ func (v *View) setLeader(sh *Shard, to base.StoreID, term uint64) {
 	}
 	v.count(sh, -1)
 	was := sh.Leader
-	sh.Leader, sh.Term = to, term
+	sh.Leader, sh.Term, sh.Led = to, term, v.now
 	v.count(sh, 1)
 	v.structure++
 	v.touch(sh)
