@@ -20,6 +20,8 @@ const (
 	listJobs = 100
 	// heardTimeout is how long a new job waits for nodes that this meta leader has not heard from yet.
 	heardTimeout = 5 * time.Second
+	// driverYields is how long a person's job waits for one of the driver's to leave its shard in a whole configuration.
+	driverYields = 30 * time.Second
 )
 
 // StartJob implements AdminService.
@@ -134,7 +136,7 @@ func (r *jobRunner) start(ctx context.Context, spec *pb.JobSpec, dry bool) (*pla
 	if err := placement.CheckSpec(s); err != nil {
 		return nil, err
 	}
-	j, err := r.plan(ctx, s, dry)
+	j, err := r.planFree(ctx, s, dry)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +157,36 @@ func (r *jobRunner) start(ctx context.Context, spec *pb.JobSpec, dry bool) (*pla
 	return j, nil
 }
 
+// planFree plans a job of a person. One of the driver's that is in its way is cancelled first: people come before it.
+func (r *jobRunner) planFree(ctx context.Context, s placement.JobSpec, dry bool) (*placement.Job, error) {
+	until := r.clock.Boot() + driverYields
+	for cancelled := placement.JobID(0); ; {
+		j, err := r.plan(ctx, s, dry)
+		if err != nil || dry {
+			return j, err
+		}
+		err = r.dir.Busy(ctx, j)
+		var busy *placement.BusyError
+		if !errors.As(err, &busy) {
+			return j, err
+		}
+		other, oerr := r.dir.Job(ctx, busy.Job)
+		if oerr == nil && !other.State.Ended() && other.Spec.Origin != placement.OriginDriver || r.clock.Boot() >= until {
+			return nil, err
+		}
+		if busy.Job != cancelled {
+			if _, cerr := r.cancel(ctx, busy.Job); cerr != nil && !errors.Is(cerr, placement.ErrEnded) {
+				return nil, cerr
+			}
+			cancelled = busy.Job
+		}
+		pause(ctx, r.poll)
+		if ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
 // sortedKeys is a list of keys in order, each once.
 func sortedKeys(keys [][]byte) [][]byte {
 	out := slices.Clone(keys)
@@ -173,9 +205,11 @@ func (r *jobRunner) plan(ctx context.Context, s placement.JobSpec, dry bool) (*p
 		}
 		step := placement.Step{Name: stepVerify, State: placement.StepWaiting}
 		return &placement.Job{Spec: s, State: placement.JobRunning, Steps: []placement.Step{step}}, nil
-	case placement.JobDrain:
+	case placement.JobDrain, placement.JobDecommission:
 		return r.planDrain(ctx, s, dry)
-	case placement.JobSplit, placement.JobMerge, placement.JobScatter, placement.JobDecommission:
+	case placement.JobSplit:
+		return r.planSplit(ctx, s)
+	case placement.JobMerge, placement.JobScatter:
 		return nil, status.Errorf(codes.Unimplemented, "this node knows no jobs that %s", s.Kind)
 	}
 	now, err := r.world.now(ctx, s.Shard)
@@ -240,6 +274,7 @@ func (r *jobRunner) planDrain(ctx context.Context, s placement.JobSpec, dry bool
 	if err != nil {
 		return nil, directoryStatus(err)
 	}
+	s.Replicas = s.Replicas || s.Kind == placement.JobDecommission
 	j := &placement.Job{Spec: s, State: placement.JobRunning}
 	if s.Replicas {
 		j.Total = uint64(len(shards))
@@ -250,7 +285,7 @@ func (r *jobRunner) planDrain(ctx context.Context, s placement.JobSpec, dry bool
 	}
 	node.Draining = want
 	nodes[s.From] = node
-	w := placement.DrainWorld{Nodes: nodes, Shards: shards, Now: r.clock.Boot()}
+	w := placement.DrainWorld{Nodes: nodes, Shards: shards, Now: r.clock.Boot(), Pick: r.world.picker(s.From)}
 	j.Steps = placement.NextDrain(j, w).Steps
 	if dry && s.Replicas {
 		j.Steps = placement.PlanDrain(j, w, func(id base.ShardID) uint64 {

@@ -129,6 +129,7 @@ func (d *drainTask) plan(ctx context.Context) {
 	}
 	w := placement.DrainWorld{
 		Nodes: nodes, Shards: shards, Resting: make(map[base.ShardID]string), Settling: d.r.settling(nodes),
+		Pick:  d.r.world.picker(d.job.Spec.From),
 		Watch: d.watch, Now: d.r.clock.Boot(), Limits: d.r.limits,
 	}
 	for id, rest := range d.resting {
@@ -175,7 +176,7 @@ func (d *drainTask) begin(ctx context.Context, m placement.Move, nodes map[base.
 	d.touch(true)
 }
 
-// holding returns the shards of the index that list a node.
+// holding returns the shards that list a node.
 func (r *jobRunner) holding(ctx context.Context, id base.StoreID) (out []*base.Descriptor, err error) {
 	for after := []byte(nil); ; {
 		page, next, err := r.dir.ListShards(ctx, after, listPage)
@@ -188,7 +189,18 @@ func (r *jobRunner) holding(ctx context.Context, id base.StoreID) (out []*base.D
 			}
 		}
 		if after = next; next == nil {
-			return out, nil
+			break
 		}
 	}
+	// What the reports show and the index does not yet, such as the right-hand side of a split.
+	have := make(map[base.ShardID]bool, len(out))
+	for _, d := range out {
+		have[d.Shard] = true
+	}
+	for _, d := range r.world.listing(id) {
+		if !have[d.Shard] {
+			out = append(out, d)
+		}
+	}
+	return out, nil
 }

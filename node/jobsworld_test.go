@@ -86,6 +86,8 @@ type fakeCluster struct {
 		hold    map[string]chan struct{} // a change of this name waits
 		refuse  map[string]error
 		changes []string
+		next    base.ShardID // the last id of a split
+		lost    error        // what splits that are done are answered with
 		verify  func(ctx context.Context, id base.ShardID, report func(done, total uint64)) ([]string, error)
 	}
 }
@@ -209,7 +211,7 @@ func (c *fakeCluster) verify(ctx context.Context, id base.ShardID, _ uint64, rep
 }
 
 func (c *fakeCluster) nodes(ctx context.Context) (map[base.StoreID]placement.NodeNow, error) {
-	marks, err := c.dir.Draining(ctx)
+	marks, err := readMarks(ctx, c.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +219,7 @@ func (c *fakeCluster) nodes(ctx context.Context) (map[base.StoreID]placement.Nod
 	defer c.mu.Unlock()
 	out := make(map[base.StoreID]placement.NodeNow)
 	for id, n := range c.mu.nodes {
-		n.ID, n.Heard, n.Draining, n.Replicas = id, true, marks[id], 0
+		n.ID, n.Heard, n.Draining, n.Replicas = id, true, marks.mode(id), 0
 		for _, s := range c.mu.shards {
 			if _, ok := s.Desc.ReplicaOn(id); ok {
 				n.Replicas++
@@ -253,6 +255,7 @@ func newJobBench(t *testing.T) *jobBench {
 	mu := &b.fakeCluster.mu
 	mu.shards = make(map[base.ShardID]*placement.ShardNow)
 	mu.nodes = make(map[base.StoreID]placement.NodeNow)
+	mu.next = 100
 	mu.hold, mu.refuse = make(map[string]chan struct{}), make(map[string]error)
 	for id := base.StoreID(1); id <= 5; id++ {
 		mu.nodes[id] = placement.NodeNow{Alive: true, Level: placement.LevelOK}
@@ -352,3 +355,58 @@ func (b *jobBench) desc(id base.ShardID) string {
 	s := b.fakeCluster.mu.shards[id].Desc.String()
 	return s[bytes.IndexByte([]byte(s), '('):]
 }
+
+func (c *fakeCluster) find(_ context.Context, key []byte) (*base.Descriptor, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.mu.shards {
+		if s.Desc.Contains(key) {
+			return s.Desc.Clone(), nil
+		}
+	}
+	return nil, status.Errorf(codes.Unavailable, "no shard for %x", key)
+}
+
+// split divides a shard as a leader would: at the keys, else into parts at keys that it makes up.
+func (c *fakeCluster) split(ctx context.Context, ask splitAsk) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.mu.shards[ask.desc.Shard]
+	if s.Desc.Epoch != ask.desc.Epoch {
+		return status.Errorf(codes.FailedPrecondition, "the epoch is %s, not %s", s.Desc.Epoch, ask.desc.Epoch)
+	}
+	if err := c.mu.refuse["split "+ask.desc.Shard.String()]; err != nil {
+		return err
+	}
+	keys := ask.keys
+	for i := uint32(1); len(ask.keys) == 0 && i < max(ask.parts, 2); i++ {
+		keys = append(keys, append(bytes.Clone(s.Desc.Start), byte(i)))
+	}
+	left := s.Desc
+	end := left.End
+	left.Epoch.Version++
+	for i, k := range keys {
+		c.mu.next++
+		right := left.Clone()
+		right.Shard, right.Start, right.End = c.mu.next, k, end
+		if i+1 < len(keys) {
+			right.End = keys[i+1]
+		}
+		c.mu.shards[right.Shard] = &placement.ShardNow{Desc: right, Leader: s.Leader, Term: 1}
+		if err := c.dir.PutDescriptor(ctx, right.Clone()); err != nil {
+			return err
+		}
+	}
+	left.End = keys[0]
+	if err := c.dir.PutDescriptor(ctx, left.Clone()); err != nil {
+		return err
+	}
+	return c.mu.lost // the answer
+}
+
+func (c *fakeCluster) picker(base.StoreID) func(*base.Descriptor, map[base.StoreID]placement.NodeNow) (
+	base.StoreID, string) {
+	return nil
+}
+
+func (c *fakeCluster) listing(base.StoreID) []*base.Descriptor { return nil }

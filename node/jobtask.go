@@ -64,8 +64,10 @@ func (t *jobTask) run(ctx context.Context) {
 	t.logf("job taken over", "kind", t.job.Spec.Kind.String(), "state", t.job.State.String())
 	step := t.stepReplicas
 	switch t.job.Spec.Kind {
-	case placement.JobDrain:
+	case placement.JobDrain, placement.JobDecommission:
 		step = (&drainTask{jobTask: t}).step
+	case placement.JobSplit:
+		step = (&splitTask{jobTask: t}).step
 	case placement.JobVerify:
 		v := &verifyTask{jobTask: t}
 		defer v.stop()

@@ -28,6 +28,24 @@ type jobWorld interface {
 	verify(ctx context.Context, id base.ShardID, rate uint64, report func(done, total uint64)) ([]string, error)
 	// nodes returns what is known of all registered nodes.
 	nodes(ctx context.Context) (map[base.StoreID]placement.NodeNow, error)
+	// find returns the descriptor of the shard that holds a routing key, as the index has it.
+	find(ctx context.Context, key []byte) (*base.Descriptor, error)
+	// split returns once the split is applied at the leader; how many keys were chosen if none were given. It is refused,
+	// FailedPrecondition, unless the shard's epoch is that of the descriptor.
+	split(ctx context.Context, ask splitAsk) error
+	// picker returns what chooses the node for a replica that leaves one, nil for placement.PickTarget.
+	picker(from base.StoreID) func(*base.Descriptor, map[base.StoreID]placement.NodeNow) (base.StoreID, string)
+	// listing returns the shards that list a node as far as the reports say.
+	listing(id base.StoreID) []*base.Descriptor
+}
+
+// splitAsk is one command to split a shard: at keys, or into parts that its leader chooses.
+type splitAsk struct {
+	desc  *base.Descriptor
+	keys  [][]byte
+	by    placement.SplitBy
+	parts uint32
+	bytes uint64 // of the shard, about
 }
 
 // memberWorld is the jobWorld of a running node.

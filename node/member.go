@@ -43,6 +43,7 @@ type member struct {
 	index     *index
 	reports   reports
 	plan      clusterView
+	rules     ruleBook
 	followers followers // owned by the report loop
 	cpu       cpuMeter  // owned by the report loop
 	slow      slowness

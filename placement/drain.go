@@ -28,9 +28,12 @@ type DrainWorld struct {
 	Resting map[base.ShardID]string
 	// Settling: not all nodes have been heard since this runner took over. Nothing is chosen from half a picture.
 	Settling bool
-	Watch    Watch
-	Now      time.Duration
-	Limits   Limits
+	// Pick chooses the node for the replica that leaves; 0 if there is none, and why says what is wrong with each. Nil:
+	// PickTarget.
+	Pick   func(d *base.Descriptor, nodes map[base.StoreID]NodeNow) (to base.StoreID, why string)
+	Watch  Watch
+	Now    time.Duration
+	Limits Limits
 }
 
 // DrainAction is what a drain does next.
@@ -87,6 +90,7 @@ func NextDrain(j *Job, w DrainWorld) DrainAction {
 		a.At.Amount = 1<<32 - min(1<<32, leaders)
 	}
 	stuck := w.Now - w.Watch.See(a.At, w.Now).Since
+	leaving := j.Spec.Kind == JobDecommission
 	var over bool
 	switch {
 	case j.State == JobCancelling || node.Draining == DrainNone:
@@ -95,7 +99,10 @@ func NextDrain(j *Job, w DrainWorld) DrainAction {
 		if over = len(j.Moves) == 0; over {
 			a.End, a.State = true, JobCancelled
 			a.Reason = ""
-			if node.Draining != DrainNone {
+			switch {
+			case leaving && node.Draining != DrainNone:
+				a.Reason = fmt.Sprintf("%s stays marked as decommissioning: shardctl nodes recommission %s", j.Spec.From, j.Spec.From)
+			case node.Draining != DrainNone:
 				a.Reason = fmt.Sprintf("%s stays marked as draining: shardctl nodes undrain %s", j.Spec.From, j.Spec.From)
 			}
 		}
@@ -109,7 +116,8 @@ func NextDrain(j *Job, w DrainWorld) DrainAction {
 	default:
 		over = stuck >= w.Limits.Stall && len(j.Moves) == 0
 	}
-	if over && !a.End {
+	// A decommission waits for what is in its way; it says what that is.
+	if over && !a.End && !(leaving && j.State == JobRunning) {
 		a.End, a.State = true, JobFailed
 		why := strings.Join(append([]string{moving}, blocked...), "; ")
 		a.Reason = fmt.Sprintf("nothing left %s for %s (%s): mend that and drain it again, or shardctl nodes undrain %s",
@@ -145,7 +153,11 @@ func choose(j *Job, w DrainWorld, atOnce int) (start []Move, blocked []string) {
 			blocked = append(blocked, d.Shard.String()+": "+why)
 			continue
 		}
-		to, why := PickTarget(d, nodes)
+		pick := w.Pick
+		if pick == nil {
+			pick = PickTarget
+		}
+		to, why := pick(d, nodes)
 		if to == 0 {
 			blocked = append(blocked, fmt.Sprintf("no node left that could take %s (%s)", d.Shard, why))
 			continue
@@ -261,6 +273,9 @@ func drainSteps(j *Job, a *DrainAction, leaders uint64, moving string, blocked [
 		state = map[JobState]StepState{JobDone: StepDone, JobFailed: StepFailed, JobCancelled: StepSkipped}[a.State]
 	}
 	mark := Step{Name: "mark " + j.Spec.From.String(), State: StepDone, Detail: "no leaderships"}
+	if j.Spec.Kind == JobDecommission {
+		mark.Name += " as leaving"
+	}
 	lead := Step{Name: "hand leaderships over", State: state}
 	most := leaders
 	for _, s := range j.Steps {

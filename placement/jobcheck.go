@@ -42,6 +42,12 @@ func (n *NodeNow) unfit(bytes uint64) (reason, remedy string) {
 	return "", ""
 }
 
+// Unfit says why the node should get no replica, empty if it may have one.
+func (n *NodeNow) Unfit() string {
+	why, _ := n.unfit(0)
+	return why
+}
+
 // RefusedError says why a job is not started, and what to do.
 type RefusedError struct{ Reason, Remedy string }
 

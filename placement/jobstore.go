@@ -104,6 +104,12 @@ func (d *Directory) createJob(ctx context.Context, j *Job, f *Fence) error {
 	})
 }
 
+// Busy says *BusyError if a job could not be created now because another one runs.
+func (d *Directory) Busy(ctx context.Context, j *Job) error {
+	_, err := d.takeLocks(ctx, j, nil)
+	return err
+}
+
 // takeLocks returns the steps that take the locks of j that old does not hold.
 func (d *Directory) takeLocks(ctx context.Context, j, old *Job) ([]wire.Sub, error) {
 	var checks, puts []wire.Sub
