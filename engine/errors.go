@@ -14,7 +14,7 @@ import (
 const (
 	ExitInUse        = 10 // another process, or this one, has the directory open
 	ExitOtherCluster = 11 // the directory belongs to another cluster
-	ExitOtherStore   = 12 // the directory belongs to another store
+	ExitOtherStore   = 12 // the directory belongs to another store, or to one that was removed from the cluster
 	ExitCorrupt      = 13 // the directory is damaged, or is not ours
 	ExitNoSpace      = 14 // the disk is full
 	ExitNewerFormat  = 15 // written by a newer version
@@ -42,7 +42,7 @@ func remedies(code int) string {
 	case ExitOtherCluster:
 		return "it belongs to another cluster: choose another directory"
 	case ExitOtherStore:
-		return "it belongs to another store: choose another directory"
+		return "it belongs to another store, or to one that was removed from its cluster: choose another directory"
 	case ExitCorrupt:
 		return "damaged or not a shardd directory: keep it for inspection and start this node on an empty one"
 	case ExitNoSpace:

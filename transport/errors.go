@@ -10,9 +10,12 @@ import (
 var (
 	// ErrStale is what Peers.Hello returns for an incarnation below the one on record.
 	ErrStale = errors.New("a higher incarnation of this store is on record")
+	// ErrRemoved is what Peers.Hello returns for a store that is gone for good and must not come back.
+	ErrRemoved = errors.New("this store was removed from the cluster")
 	// ErrOtherCluster marks a refusal by a node of another cluster.
 	ErrOtherCluster = errors.New("node belongs to another cluster")
-	// ErrFenced marks a refusal because another process runs, or ran later, under our store id.
+	// ErrFenced marks a refusal because another process runs, or ran later, under our store id, or because our store was
+	// removed from the cluster.
 	ErrFenced = errors.New("store is fenced")
 	// ErrRefused marks every refused handshake.
 	ErrRefused = errors.New("peer refused the connection")
@@ -29,6 +32,7 @@ const (
 	RefusedStale    Refusal = 4 // a higher incarnation of the store was seen: this is an old copy of its data
 	RefusedTwice    Refusal = 5 // another process with the same store id and incarnation was seen: a copied directory
 	RefusedNotReady Refusal = 6 // for now: starting, stopping, or the address book could not be written
+	RefusedRemoved  Refusal = 7 // the store was removed from the cluster, or given up in a recovery
 )
 
 // String returns the word used in logs and metrics.
@@ -46,6 +50,8 @@ func (r Refusal) String() string {
 		return "duplicate-store"
 	case RefusedNotReady:
 		return "not-ready"
+	case RefusedRemoved:
+		return "removed-store"
 	}
 	return fmt.Sprintf("refusal(%d)", uint16(r))
 }
@@ -72,7 +78,7 @@ func (e *RefusedError) Is(target error) bool {
 	case ErrOtherCluster:
 		return e.Reason == RefusedCluster
 	case ErrFenced:
-		return e.Reason == RefusedStale || e.Reason == RefusedTwice
+		return e.Reason == RefusedStale || e.Reason == RefusedTwice || e.Reason == RefusedRemoved
 	}
 	return false
 }

@@ -92,6 +92,56 @@ func TestWrongStoreAtAnAddressIsNoReasonToStop(t *testing.T) {
 	}
 }
 
+func TestARemovedStoreIsCutOffAndToldWhy(t *testing.T) {
+	b := newBook()
+	one, two := start(t, b, 1, "", nil), start(t, b, 2, "", nil)
+	sendUntil(t, one, two, voteMsg(1))
+	sendUntil(t, two, one, voteMsg(1)) // connected both ways
+	two.tr.Fence(1)
+	sends, stop := make(chan struct{}), make(chan struct{})
+	go func() { // as a candidate does: the first may be lost with the connection
+		defer close(sends)
+		for {
+			one.tr.Send(2, []wire.RaftMessage{voteMsg(2)})
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}()
+	defer func() { <-sends }()
+	defer close(stop)
+	if err := fencedBy(t, one); !errors.Is(err, ErrFenced) || !errors.Is(err, ErrRefused) {
+		t.Errorf("fenced with %v", err)
+	}
+	untilMetric(t, "the refusal", two.tr.metrics.refusals.WithLabelValues("acceptor", RefusedRemoved.String()))
+	two.rec.mu.Lock()
+	heard := two.rec.has(raftpb.MsgVote, 2)
+	two.rec.mu.Unlock()
+	if heard || len(two.fenced) != 0 {
+		t.Error("a vote of a removed store was stepped, or it has fenced the one that removed it")
+	}
+	two.tr.Unfence(1)
+	sendUntil(t, two, one, voteMsg(3))
+	sendUntil(t, one, two, voteMsg(4))
+}
+
+func TestTheAddressBookMayRefuseARemovedStore(t *testing.T) {
+	b := newBook()
+	two := start(t, b, 2, "", nil)
+	one := start(t, b, 1, "", nil)
+	b.refuse(1, ErrRemoved)
+	one.tr.Send(2, []wire.RaftMessage{voteMsg(1)})
+	var ref *RefusedError
+	if err := fencedBy(t, one); !errors.As(err, &ref) || ref.Reason != RefusedRemoved {
+		t.Errorf("fenced with %v", err)
+	}
+	if len(two.rec.stepped()) != 0 {
+		t.Error("a vote of a removed store was stepped")
+	}
+}
+
 func TestNewIncarnationEndsStreamsOfTheOldOne(t *testing.T) {
 	r := &registry{}
 	r.mu.stores = map[base.StoreID]*identity{}

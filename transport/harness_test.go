@@ -27,9 +27,10 @@ const patience = 30 * time.Second
 
 // book is an address book that all stores of a test share.
 type book struct {
-	mu    sync.Mutex
-	addrs map[base.StoreID]string
-	seen  map[base.StoreID]uint64
+	mu      sync.Mutex
+	addrs   map[base.StoreID]string
+	seen    map[base.StoreID]uint64
+	refused map[base.StoreID]error
 }
 
 func newBook() *book {
@@ -49,9 +50,19 @@ func (b *book) set(id base.StoreID, addr string) {
 	b.addrs[id] = addr
 }
 
+// refuse has every later Hello of a store fail.
+func (b *book) refuse(id base.StoreID, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refused = map[base.StoreID]error{id: err}
+}
+
 func (b *book) Hello(id base.StoreID, addr string, incarnation uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.refused[id]; err != nil {
+		return err
+	}
 	if incarnation < b.seen[id] {
 		return fmt.Errorf("%s has incarnation %d on record: %w", id, b.seen[id], ErrStale)
 	}

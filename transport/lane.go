@@ -442,6 +442,16 @@ func (l *lane) peerAlive(incarnation uint64) {
 	}
 }
 
+// cut ends the link that is up.
+func (l *lane) cut(why error) {
+	l.mu.Lock()
+	k := l.mu.up
+	l.mu.Unlock()
+	if k != nil {
+		k.fail(why)
+	}
+}
+
 // stop drops what is left at the end of run.
 func (l *lane) stop() {
 	l.mu.Lock()

@@ -25,6 +25,7 @@ const (
 var (
 	errSilent     = errors.New("link is half open: the peer does not answer")
 	errSuperseded = errors.New("the peer has restarted")
+	errRemoved    = errors.New("the peer was removed from the cluster")
 	errNoAddress  = errors.New("no address is known")
 	errDialSlow   = fmt.Errorf("no handshake within %s", dialTimeout)
 )

@@ -15,6 +15,7 @@ type registry struct {
 	mu struct {
 		sync.Mutex
 		stores map[base.StoreID]*identity
+		fenced map[base.StoreID]bool // nothing of them is listened to
 	}
 }
 
@@ -35,6 +36,8 @@ type inbound struct {
 func (r *registry) checkLocked(h *hello) *refusal {
 	id := r.mu.stores[h.store]
 	switch {
+	case r.mu.fenced[h.store]:
+		return &refusal{reason: RefusedRemoved, text: ErrRemoved.Error()}
 	case id == nil || h.incarnation > id.incarnation:
 		return nil
 	case h.incarnation < id.incarnation:
@@ -88,6 +91,23 @@ func (id *identity) evictLocked(lane laneKind) {
 	}
 }
 
+// fence refuses a store from now on, and ends its inbound streams: nothing of it is stepped once this has returned, but
+// for the frame that is being stepped. Without yes, it may come back.
+func (r *registry) fence(s base.StoreID, yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !yes {
+		delete(r.mu.fenced, s)
+		return
+	}
+	r.mu.fenced[s] = true
+	if id := r.mu.stores[s]; id != nil {
+		for lane := range id.streams {
+			id.evictLocked(laneKind(lane))
+		}
+	}
+}
+
 // leave forgets a stream that has ended.
 func (r *registry) leave(in *inbound) {
 	r.mu.Lock()
@@ -111,6 +131,8 @@ func (t *Transport) vet(h *hello) *refusal {
 		return nil
 	case errors.Is(err, ErrStale):
 		return &refusal{reason: RefusedStale, text: err.Error()}
+	case errors.Is(err, ErrRemoved):
+		return &refusal{reason: RefusedRemoved, text: err.Error()}
 	}
 	return &refusal{reason: RefusedNotReady, text: err.Error()}
 }

@@ -30,7 +30,8 @@ type Peers interface {
 	// Addr returns where a store can be dialled.
 	Addr(base.StoreID) (string, bool)
 	// Hello records address and incarnation of a store that has introduced itself. It fails with an error that wraps
-	// ErrStale if a higher incarnation is on record; any other error refuses the connection for now.
+	// ErrStale if a higher incarnation is on record, or ErrRemoved if the store is gone for good; any other error refuses
+	// the connection for now.
 	Hello(store base.StoreID, addr string, incarnation uint64) error
 }
 
@@ -59,8 +60,8 @@ type Config struct {
 	Registerer  prometheus.Registerer // nil: no metrics
 	DialOptions []grpc.DialOption     // added to DialOptions()
 	// Fenced is called, from a goroutine of the transport, when a peer refuses us for good: the error wraps
-	// ErrOtherCluster, or ErrFenced if a newer or another process runs under our store id. nil: only logged.
-	// It may be called more than once, by every peer that refuses.
+	// ErrOtherCluster, or ErrFenced if a newer or another process runs under our store id, or if our store was removed.
+	// nil: only logged. It may be called more than once, by every peer that refuses.
 	Fenced func(error)
 }
 
@@ -117,6 +118,7 @@ func New(cfg Config) *Transport {
 		reports: reports{wake: make(chan struct{}, 1)},
 	}
 	t.registry.mu.stores = make(map[base.StoreID]*identity)
+	t.registry.mu.fenced = make(map[base.StoreID]bool)
 	t.mu.peers = make(map[base.StoreID]*peer)
 	return t
 }
@@ -148,6 +150,25 @@ func (t *Transport) Send(to base.StoreID, msgs []wire.RaftMessage) {
 		}
 	}
 }
+
+// Fence refuses a store that is gone for good, ends its connections both ways, and sends it nothing any more; it is told
+// why if it connects. The caller has the fence on disk, and gives its Peers' answers accordingly: this is for what is
+// connected now. Unfence takes it back.
+func (t *Transport) Fence(s base.StoreID) {
+	t.registry.fence(s, true)
+	t.mu.RLock()
+	p := t.mu.peers[s]
+	t.mu.RUnlock()
+	if p == nil {
+		return
+	}
+	for _, l := range p {
+		l.cut(errRemoved)
+	}
+}
+
+// Unfence lets a store connect again.
+func (t *Transport) Unfence(s base.StoreID) { t.registry.fence(s, false) }
 
 // peerOf returns the lanes to a store, made at the first use; their number is bounded by that of the stores which
 // descriptors name.

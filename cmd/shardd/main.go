@@ -49,7 +49,7 @@ const exitHelp = `Exit codes:
    2  bad flag, argument or setting
   10  the data directory is used by another process
   11  the data directory or a peer belongs to another cluster
-  12  the data directory belongs to another node, or an older copy of it came back
+  12  the data directory belongs to another node or to one that was removed, or an older copy of it came back
   13  the data is corrupt
   14  no space left on the disk
   15  the data was written by a newer version`
