@@ -132,6 +132,26 @@ func (l *load) absorb(from *load, now time.Duration) {
 	l.sampler.Store(nil)
 }
 
+// Splits and merges tell what becomes of load and size with these three; sizes are measured anew.
+
+// inheritLoad makes a right-hand side, not published yet, start with its part of the left's load. It comes before
+// shareLoad.
+func (r *replica) inheritLoad(left *replica, part float64) {
+	r.load.inherit(&left.load, r.store.clock.Boot(), part)
+}
+
+// shareLoad leaves the left side of a split, whose new descriptor is published, with part of its load.
+func (r *replica) shareLoad(part float64) {
+	r.load.share(r.store.clock.Boot(), part)
+	r.forgetSize()
+}
+
+// absorbLoad adds the load of a shard that was merged into this one, whose new descriptor is published.
+func (r *replica) absorbLoad(right *replica) {
+	r.load.absorb(&right.load, r.store.clock.Boot())
+	r.forgetSize()
+}
+
 // foldLoad returns the replica's rates and decides whether its requests are sampled.
 func (r *replica) foldLoad(now time.Duration) Load {
 	rate := r.load.fold(now)

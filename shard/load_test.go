@@ -183,3 +183,28 @@ func TestCountingAReadAllocatesNothing(t *testing.T) {
 		t.Errorf("%f allocations per read, %f without counting", counted, bare)
 	}
 }
+
+func TestTheSidesOfASplitStartWithTheirPartOfLoadAndSize(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.create(desc(7, "", "m", 1))
+	c.create(desc(8, "m", "", 1))
+	s := c.nodes[1].store
+	left, right := s.lookup(7), s.lookup(8)
+	left.load.writes.Add(1000)
+	left.size.written.Add(1 << 20)
+	c.clock.pass(10 * time.Second)
+	all := left.foldLoad(c.clock.Boot()).Writes
+	right.inheritLoad(left, 0.4)
+	left.shareLoad(0.6)
+	if l, r := left.foldLoad(c.clock.Boot()).Writes, right.foldLoad(c.clock.Boot()).Writes; !near(l, 0.6*all, 0.01) ||
+		!near(r, 0.4*all, 0.01) {
+		t.Errorf("%f and %f of %f", l, r, all)
+	}
+	if size, age := left.sizeNow(c.clock.Boot()); size != 0 || age != 0 {
+		t.Errorf("%d bytes as of %s ago: it was not measured anew", size, age)
+	}
+	left.absorbLoad(right)
+	if l := left.foldLoad(c.clock.Boot()).Writes; !near(l, all, 0.01) {
+		t.Errorf("%f after the merge", l)
+	}
+}
