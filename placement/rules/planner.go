@@ -60,21 +60,13 @@ func (p *Planner) Boundary(start, end string) string {
 // Name implements plan.Rule.
 func (r *Planned) Name() string { return r.Effective.Name }
 
-// preference is what preferred constraints weigh beside the spread: less than the least step of it.
-const preference = 1.0 / (1 << 30)
-
-// Fit implements plan.Rule. Preferences count as a trace of isolation, so they decide between places that are spread
-// alike.
+// Fit implements plan.Rule.
 func (r *Planned) Fit(placed []plan.Placed) plan.Fit {
 	r.scratch = r.scratch[:0]
 	for _, p := range placed {
 		r.scratch = append(r.scratch, Placed{of(p.Store), p.Learner})
 	}
-	f := r.Fitter.Fit(r.scratch)
-	return plan.Fit{
-		Voters: f.Voters, Learners: f.Learners, Misplaced: f.Misplaced,
-		Isolation: f.Isolation + f.Preferred*preference,
-	}
+	return plan.Fit(r.Fitter.Fit(r.scratch))
 }
 
 // Allows implements plan.Rule.
