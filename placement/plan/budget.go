@@ -13,7 +13,7 @@ type ahead struct {
 	bytes              int64
 	load               LoadSum
 	in, out, transfers int
-	incoming           int64 // bytes on their way to it
+	incoming           uint64 // bytes on their way to it
 }
 
 // round is the state of one planning round. Nothing in it outlives the round.
@@ -62,7 +62,7 @@ func (r *round) start(op *Operator) {
 		a.replicas += e.Replicas
 		a.leaders += e.Leaders
 		a.bytes += e.Bytes
-		a.incoming += max(e.Bytes, 0)
+		a.incoming += e.Arriving
 		a.load.Requests += e.Load.Requests
 		a.load.Bytes += e.Load.Bytes
 		a.load.CPUMicros += e.Load.CPUMicros
@@ -116,7 +116,7 @@ func (a *ahead) hasRoom(n uint64, cfg *Config, balance bool) bool {
 	if balance {
 		keep += keep / 2
 	}
-	return a.DiskFree >= keep+n+uint64(a.incoming)
+	return a.DiskFree >= keep+n+a.incoming
 }
 
 // shortOfSpace reports whether a store should lose replicas for want of room.

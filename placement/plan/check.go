@@ -112,8 +112,10 @@ func (v *View) check(cfg *Config, sh *Shard, tr *trace) (need Need, spare int8) 
 		need |= NeedUnavailable
 	}
 	if sh.Joint() {
-		if at := sh.ConfChanged + cfg.JointPatience; v.now >= at {
-			tr.notef("joint", "between two configurations for %s", (v.now - sh.ConfChanged).Round(time.Second))
+		// A new leader has the same time to leave it.
+		since := max(sh.ConfChanged, sh.Led)
+		if at := since + cfg.JointPatience; v.now >= at {
+			tr.notef("joint", "between two configurations for %s", (v.now - since).Round(time.Second))
 			return need | NeedLeaveJoint, spare
 		} else {
 			v.wakeUnless(tr, sh, at)

@@ -187,6 +187,9 @@ type Effect struct {
 	Replicas, Leaders int
 	Bytes             int64
 	Load              LoadSum
+	// Arriving is what a snapshot on its way will still take of the store's disk. The view counts a replica from when it is
+	// listed, the disk only fills when it is there.
+	Arriving uint64
 	// In and Out are snapshots that the store receives or sends, Transfers leaderships that come or go.
 	In, Out, Transfers int
 }
@@ -202,8 +205,12 @@ func (o *Operator) Effects(v *View) []Effect {
 	size := int64(sh.Size)
 	comes := func(to base.StoreID) {
 		e := Effect{Store: to, In: 1}
-		if sh.ListedOn(to) == nil {
+		p := sh.ListedOn(to)
+		if p == nil {
 			e.Replicas, e.Bytes = 1, size
+		}
+		if p == nil || !p.Reported() || p.Flags&PeerUninitialised != 0 {
+			e.Arriving = sh.Size
 		}
 		out = append(out, e)
 	}
