@@ -205,3 +205,56 @@ func (f *fakeCluster) RemoveNode(_ context.Context, r *sharddv1.RemoveNodeReques
 	}
 	return &sharddv1.RemoveNodeResponse{}, nil
 }
+
+func (f *fakeCluster) Top(_ context.Context, r *sharddv1.TopRequest) (*sharddv1.TopResponse, error) {
+	shards := f.shards()
+	if r.GetBy() == admin.BySize {
+		slices.SortFunc(shards, func(a, b *sharddv1.ShardInfo) int { return int(b.GetSizeBytes()) - int(a.GetSizeBytes()) })
+	}
+	if n := int(r.GetShards()); n > 0 {
+		shards = shards[:min(n, len(shards))]
+	}
+	return &sharddv1.TopResponse{Nodes: f.nodes(), Shards: shards, ShardCount: 3,
+		Total: &sharddv1.Load{Reads: 12000, Writes: 352, ReadBytes: 12 << 20, WriteBytes: 357 << 10, CpuMicros: 410000}}, nil
+}
+
+func (f *fakeCluster) HotKeys(_ context.Context, r *sharddv1.HotKeysRequest) (*sharddv1.HotKeysResponse, error) {
+	if r.GetShardId() != 3 {
+		return &sharddv1.HotKeysResponse{Sampled: 512, NodeId: 1}, nil
+	}
+	return &sharddv1.HotKeysResponse{Sampled: 4096, NodeId: 1, Keys: []*sharddv1.HotKey{
+		{Key: []byte("\x02m 1"), Share: 0.8123, Error: 0.002}, {Key: []byte("\x02m2"), Share: 0.031, Error: 0.04}}}, nil
+}
+
+// HotMap is a busy range, a load that climbs through the keys, and a burst; the first tenth is unknown.
+func (f *fakeCluster) HotMap(_ context.Context, r *sharddv1.HotMapRequest) (*sharddv1.HotMapResponse, error) {
+	m := &sharddv1.HotMapResponse{Unit: orElse(r.GetBy(), "requests") + "/s"}
+	rows, columns := int(r.GetRows()), int(r.GetColumns())
+	for row := range rows + 1 {
+		m.Bounds = append(m.Bounds, fmt.Appendf(nil, "\x02user%04d", row*10000/rows))
+	}
+	m.Bounds[0], m.Bounds[rows] = []byte{2}, []byte{3}
+	start := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC).UnixMilli()
+	for c := range columns {
+		m.Times = append(m.Times, uint64(start)+r.GetBackMs()*uint64(c+1)/uint64(columns))
+	}
+	for row := range rows {
+		for c := range columns {
+			v := 2.0
+			switch {
+			case c < columns/10:
+				v = -1
+			case row == rows/4:
+				v = 900
+			case row == c*rows/columns:
+				v = 300
+			case c == columns*2/3:
+				v = 1250
+			case row > rows*3/4:
+				v = 0
+			}
+			m.Cells = append(m.Cells, v)
+		}
+	}
+	return m, nil
+}

@@ -92,3 +92,19 @@ func Cut(line string, width int) string {
 	}
 	return string(r[:width-3]) + "..."
 }
+
+// Size is how many columns and rows a terminal has, 0 and 0 if w is none.
+func Size(w io.Writer) (columns, rows int) {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return 0, 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	switch {
+	case err != nil:
+		return 0, 0
+	case size.Col == 0 || size.Row == 0: // a terminal that does not tell
+		return 80, 24
+	}
+	return int(size.Col), int(size.Row)
+}
