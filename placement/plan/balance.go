@@ -80,6 +80,12 @@ func (r *round) spreads() (replicas, leaders int) {
 	return hi - lo, lh - ll
 }
 
+// keeps reports whether counts stay within the tolerance if one goes from one store to another.
+func keeps(of []*ahead, by func(*ahead) int, from, to *ahead, tol int) bool {
+	lo, hi, _ := counts(of, by)
+	return max(hi, by(to)+1)-min(lo, by(from)-1) <= tol
+}
+
 // movable reports whether balance may move a replica of a shard.
 func (r *round) movable(sh *Shard) bool {
 	const first = NeedLeaveJoint | NeedRepair | NeedPlace | NeedTrim | NeedUnavailable
@@ -334,12 +340,11 @@ func (r *round) balanceBytes(takers []*ahead, tol int) {
 		}
 		mean := total / int64(len(takers))
 		slack := max(mean*int64(r.cfg.ByteTolerancePercent)/100, int64(r.cfg.SplitBytes))
-		lo, hi, _ := counts(takers, byReplicas)
 		slices.SortFunc(takers, func(a, b *ahead) int {
 			return cmp.Or(cmp.Compare(b.bytes, a.bytes), cmp.Compare(a.ID, b.ID))
 		})
 		from := takers[0]
-		if from.bytes-mean <= slack || hi-(from.replicas-1) > tol || from.out >= r.cfg.StoreSnapshots {
+		if from.bytes-mean <= slack || from.out >= r.cfg.StoreSnapshots {
 			return
 		}
 		var pick *Shard
@@ -350,7 +355,7 @@ func (r *round) balanceBytes(takers []*ahead, tol int) {
 				return true
 			}
 			a := r.target(s, sh, p, takers, func(a *ahead) bool { return from.bytes-a.bytes > 2*int64(sh.Size) })
-			if a != nil && a.replicas+1-lo <= tol {
+			if a != nil && keeps(takers, byReplicas, from, a, tol) {
 				pick, to = sh, a
 			}
 			return true

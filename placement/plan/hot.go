@@ -53,18 +53,20 @@ func (r *round) balanceLoad() {
 		return cmp.Or(cmp.Compare(worst.sum(&a.load), worst.sum(&b.load)), cmp.Compare(b.ID, a.ID))
 	})
 	var hot []*Shard
+	mean, _ := worst.over(takers)
+	least := max(1, (worst.sum(&from.load)-int64(mean))/10) // less is not worth a transfer
 	for _, sh := range from.shards {
-		if sh.Leader == from.ID && worst.of(sh.Load) > 0 && r.v.now-sh.Led >= r.cfg.Cooldown && r.leadable(sh, from) {
+		if sh.Leader == from.ID && worst.of(sh.Load) >= least && r.v.now-sh.Led >= r.cfg.Cooldown && r.leadable(sh, from) {
 			hot = append(hot, sh)
 		}
 	}
 	slices.SortFunc(hot, func(a, b *Shard) int {
 		return cmp.Or(cmp.Compare(worst.of(b.Load), worst.of(a.Load)), cmp.Compare(a.ID, b.ID))
 	})
-	lo, hi, total := counts(takers, byLeaders)
+	_, _, total := counts(takers, byLeaders)
 	tol := r.tolerance(total, len(takers))
 	for _, sh := range hot[:min(len(hot), 64)] {
-		if r.cool(worst, sh, from, takers, lo, hi, tol) {
+		if r.cool(worst, sh, from, takers, tol) {
 			return
 		}
 	}
@@ -101,7 +103,7 @@ func (r *round) helps(m *measure, load Load, from, to *ahead, takers []*ahead) b
 }
 
 // cool moves the load of one shard off a store.
-func (r *round) cool(m *measure, sh *Shard, from *ahead, takers []*ahead, lo, hi, tol int) bool {
+func (r *round) cool(m *measure, sh *Shard, from *ahead, takers []*ahead, tol int) bool {
 	why := func(to *ahead) string {
 		return fmt.Sprintf("%s has %d %s per second, %s %d", from.ID, m.sum(&from.load), m.name, to.ID, m.sum(&to.load))
 	}
@@ -116,7 +118,7 @@ func (r *round) cool(m *measure, sh *Shard, from *ahead, takers []*ahead, lo, hi
 		return cmp.Or(cmp.Compare(m.sum(&a.load), m.sum(&b.load)), cmp.Compare(a.ID, b.ID))
 	})
 	for _, to := range heirs {
-		if to.leaders+1-lo <= tol && hi-(from.leaders-1) <= tol {
+		if keeps(takers, byLeaders, from, to, tol) {
 			r.transfer(sh, from, to, why(to))
 			return true
 		}
@@ -140,15 +142,16 @@ func (r *round) cool(m *measure, sh *Shard, from *ahead, takers []*ahead, lo, hi
 	if p == nil || p.Role != base.RoleVoter {
 		return false
 	}
-	rlo, rhi, total := counts(r.takers(), byReplicas)
-	rtol := r.tolerance(total, len(takers))
+	holders := r.takers()
+	_, _, total := counts(holders, byReplicas)
+	rtol := r.tolerance(total, len(holders))
 	cold := slices.Clone(takers)
 	slices.SortFunc(cold, func(a, b *ahead) int {
 		return cmp.Or(cmp.Compare(m.sum(&b.load), m.sum(&a.load)), cmp.Compare(a.ID, b.ID))
 	})
 	s := &search{r: r, idle: &r.p.idle[schedLeaders], left: r.cfg.ScanPerRound}
 	to := r.target(s, sh, p, cold, func(a *ahead) bool { return r.helps(m, sh.Load, from, a, takers) })
-	if to == nil || to.replicas+1-rlo > rtol || rhi-(from.replicas-1) > rtol || to.leaders+1-lo > tol || hi-(from.leaders-1) > tol {
+	if to == nil || !keeps(holders, byReplicas, from, to, rtol) || !keeps(takers, byLeaders, from, to, tol) {
 		return false
 	}
 	r.move(sh, from, to, why(to))

@@ -72,6 +72,7 @@ func (r *round) leaveJoint(sh *Shard, tr *trace) {
 		Kind: OpTransfer, Shard: sh.ID, From: sh.Leader, To: to.ID, Priority: Urgent,
 		Reason: "its leader does not leave Joint",
 	}, t.candidates(to, ""))
+	r.p.wait(sh.ID, r.v.now, r.cfg) // the new one is given time, more each time
 }
 
 func (r *round) split(sh *Shard, tr *trace) {
@@ -141,8 +142,8 @@ func (r *round) repair(sh *Shard, tr *trace) {
 	to, _, t := r.pick(sh, keep, learner, nil, tr)
 	if to == nil {
 		// Where every node has a replica already, a faulted one can only be made anew in its place.
-		if from != nil && from.Flags&PeerFaulted != 0 && r.v.stores[from.Store].alive && t.rejected[filterLimit] == 0 &&
-			(h.live > h.quorum || from.Role == base.RoleLearner) {
+		// That makes nothing worse: it counts among the voters, but not among the live ones.
+		if from != nil && from.Flags&PeerFaulted != 0 && r.v.stores[from.Store].alive && t.rejected[filterLimit] == 0 {
 			r.remove(sh, from.Store, priority(sh), "it is faulted, and no other node could have it: it is made anew there")
 			return
 		}

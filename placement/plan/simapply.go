@@ -160,6 +160,18 @@ func (w *world) apply(op *Operator) (failed string) {
 			return op.To.String() + " cannot lead"
 		}
 		v.setLeader(sh, op.To, sh.Term+1)
+		if sh.Joint() { // every new leader leaves it
+			for i := range d.Replicas {
+				switch r := &d.Replicas[i]; r.Role {
+				case base.RoleIncoming:
+					r.Role = base.RoleVoter
+				case base.RoleOutgoing:
+					r.Role = base.RoleLearner
+				}
+			}
+			d.Epoch.ConfVer++
+			v.setDesc(sh, d)
+		}
 		return ""
 	case OpSplit:
 		return w.split(sh, op)
