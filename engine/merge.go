@@ -2,12 +2,9 @@ package engine
 
 import (
 	"bytes"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/shardd/shardd/internal/base"
 )
 
@@ -33,52 +30,27 @@ func (b *Batch) MergeReplica(from, into base.ShardID) {
 }
 
 // moveSessions copies the records of one shard that win over the other's. The originals go with everything else.
-func (b *Batch) moveSessions(from, into base.ShardID) (err error) {
-	lo, hi := shardSpan(spanSession, from)
-	it, err := b.e.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
-	if err != nil {
-		return readError(err)
-	}
-	defer func() { err = errors.Join(err, readError(it.Close())) }()
-	for ok := it.First(); ok; ok = it.Next() {
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return readError(err)
-		}
-		key := bytes.Clone(it.Key())
-		putShardKey(key, spanSession, into)
-		have, both, err := b.e.get(key)
+func (b *Batch) moveSessions(from, into base.ShardID) error {
+	return b.e.eachSession(from, func(key, value []byte) error {
+		own := bytes.Clone(key)
+		putShardKey(own, spanSession, into)
+		have, both, err := b.e.get(own)
 		if err != nil {
 			return err
 		}
 		if both {
-			newer, err := sessionNewer(v, have)
+			theirs, err := decodeSession(key, value)
 			if err != nil {
-				return fmt.Errorf("key %x: %w", key, err)
+				return err
 			}
-			if !newer {
-				continue
+			ours, err := decodeSession(own, have)
+			if err != nil || ours.Sequence >= theirs.Sequence {
+				return err
 			}
 		}
-		k, dst := b.set(len(key), len(v))
-		copy(k, key)
-		copy(dst, v)
-	}
-	return readError(it.Error())
-}
-
-func sessionNewer(a, b []byte) (bool, error) {
-	for _, v := range [...][]byte{a, b} {
-		if err := checkLayout("session", v, sessionFixedLen, false); err != nil {
-			return false, err
-		}
-	}
-	return u64at(a, 1) > u64at(b, 1), nil
-}
-
-const sessionFixedLen = 1 + 8
-
-func putSessionHead(dst []byte, seq uint64) {
-	dst[0] = layoutV1
-	binary.BigEndian.PutUint64(dst[1:], seq)
+		k, v := b.set(len(own), len(value))
+		copy(k, own)
+		copy(v, value)
+		return b.err
+	})
 }

@@ -8,7 +8,9 @@ import (
 )
 
 // session is a synthetic record as MergeReplica compares them.
-func session(seq byte, text string) string { return string([]byte{layoutV1, 0, 0, 0, 0, 0, 0, 0, seq}) + text }
+func session(seq byte, text string) string {
+	return string([]byte{layoutV1, 0, 0, 0, 0, 0, 0, 0, seq}) + text
+}
 
 func TestAMergedReplicaLeavesItsDataAndSessionsToItsNeighbour(t *testing.T) {
 	left, right := ranged(7, "a", "c"), ranged(8, "c", "e")

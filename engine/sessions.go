@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,17 +12,22 @@ import (
 
 // Session records: one per client session and shard, under 0x01 'c' shard session. They are part of the state machine:
 // apply writes them in the batch of the effects, a split copies them, a merge moves them, a snapshot carries them. What
-// a record holds is the state machine's business; the engine adds a layout version:
+// a record holds is the state machine's business; the engine looks at the sequence alone, since of one session's records
+// in two shards that become one, the later has to stay:
 //
-//	u8 version | bytes
+//	u8 version | u64 sequence | bytes
 
 // Session is one stored record.
 type Session struct {
-	ID   uint64
-	Data []byte
+	ID       uint64
+	Sequence uint64 // rises with each request of the session that is recorded
+	Data     []byte
 }
 
-const sessionKeyLen = shardKeyLen + 8
+const (
+	sessionKeyLen   = shardKeyLen + 8
+	sessionFixedLen = 1 + 8
+)
 
 func putSessionKey(dst []byte, shard base.ShardID, id uint64) {
 	putShardKey(dst, spanSession, shard)
@@ -30,22 +36,38 @@ func putSessionKey(dst []byte, shard base.ShardID, id uint64) {
 
 // PutSession stores a client's session record in a shard.
 func (b *Batch) PutSession(shard base.ShardID, s Session) {
-	k, v := b.set(sessionKeyLen, 1+len(s.Data))
+	k, v := b.set(sessionKeyLen, sessionFixedLen+len(s.Data))
 	putSessionKey(k, shard, s.ID)
-	v[0] = layoutV1
-	copy(v[1:], s.Data)
+	putSession(v, s)
+}
+
+// putSession fills dst, which has sessionFixedLen bytes and those of the data.
+func putSession(dst []byte, s Session) {
+	dst[0] = layoutV1
+	binary.BigEndian.PutUint64(dst[1:], s.Sequence)
+	copy(dst[sessionFixedLen:], s.Data)
+}
+
+// decodeSession reads a record; its Data points into value.
+func decodeSession(key, value []byte) (Session, error) {
+	if len(key) != sessionKeyLen {
+		return Session{}, fmt.Errorf("key %x: %w", key, ErrCorrupt)
+	}
+	if err := checkLayout("session", value, sessionFixedLen, false); err != nil {
+		return Session{}, fmt.Errorf("key %x: %w", key, err)
+	}
+	return Session{ID: u64at(key, shardKeyLen), Sequence: u64at(value, 1), Data: value[sessionFixedLen:]}, nil
 }
 
 // Sessions reads the session records of a shard, by id.
 func (e *Engine) Sessions(shard base.ShardID) (out []Session, err error) {
 	err = e.eachSession(shard, func(key, value []byte) error {
-		if len(key) != sessionKeyLen {
-			return fmt.Errorf("key %x: %w", key, ErrCorrupt)
-		}
-		if err := checkLayout("session", value, 1, false); err != nil {
+		s, err := decodeSession(key, value)
+		if err != nil {
 			return err
 		}
-		out = append(out, Session{ID: u64at(key, shardKeyLen), Data: append([]byte(nil), value[1:]...)})
+		s.Data = bytes.Clone(s.Data)
+		out = append(out, s)
 		return nil
 	})
 	return out, err

@@ -102,8 +102,12 @@ func (w *worker) hand(r *replica, ents []raftpb.Entry) (confs int) {
 func (r *replica) dropTask(t *applyTask, reason string) {
 	r.handed.bytes.Add(-t.bytes)
 	r.store.used.apply.Add(-t.bytes)
+	a := answerText(wire.Ambiguous, reason)
+	if merged := r.merged.Load(); merged != nil {
+		a = *merged
+	}
 	for _, p := range t.waits {
-		r.answerOpen(p, answerText(wire.Ambiguous, reason))
+		r.answerOpen(p, a)
 		p.free()
 	}
 }

@@ -74,6 +74,18 @@ func decodeBoundary(e *raftpb.Entry) (boundaryCommand, error) {
 	switch h.Kind {
 	case wire.EntrySplit:
 		return decodeSplit(body)
+	case wire.EntryFreeze:
+		cmd, err := wire.DecodeFreeze(body)
+		return &freezeCommand{solo[wire.Freeze]{cmd}}, err
+	case wire.EntryThaw:
+		cmd, err := wire.DecodeThaw(body)
+		return &thawCommand{solo[wire.Thaw]{cmd}}, err
+	case wire.EntryCommitMerge:
+		cmd, err := wire.DecodeCommitMerge(body)
+		return &commitCommand{CommitMerge: cmd}, err
+	case wire.EntryAbortMerge:
+		cmd, err := wire.DecodeAbortMerge(body)
+		return &abortCommand{solo[wire.AbortMerge]{cmd}}, err
 	}
 	return nil, fmt.Errorf("entry of kind %d is no boundary command: %w", h.Kind, base.ErrCorrupt)
 }
@@ -240,7 +252,7 @@ func (h *halt) outcome(b *engine.Batch) (out boundaryOutcome, err error) {
 	return out, h.r.machine.ApplyBoundary(b, h.entry.Index, h.entry.Term, out.applied, out.desc)
 }
 
-// publish makes a committed step visible, in the order of apply: descriptor, applied index, waiters.
+// publish makes a committed step visible, in the order of apply: descriptor, freeze, applied index, waiters.
 func (h *halt) publish(out *boundaryOutcome) {
 	r, s := h.r, h.store
 	st := r.machine.Applied()
@@ -252,6 +264,7 @@ func (h *halt) publish(out *boundaryOutcome) {
 			r.desc.Store(d)
 			r.forgetSize()
 		}
+		r.frozen.Store(st.Freeze)
 		r.applied.Store(st.Index)
 	}
 	if out.publish != nil {
@@ -263,8 +276,14 @@ func (h *halt) publish(out *boundaryOutcome) {
 	}
 	s.metrics.applied.Inc()
 	index, term, d, refused := h.entry.Index, h.entry.Term, r.desc.Load(), out.refused
-	s.call(r, func(r *replica) { s.workerOf(r.shard).settleTracked(r, index, term, d, refused) })
+	s.call(r, func(r *replica) {
+		s.workerOf(r.shard).settleTracked(r, index, term, d, refused)
+		if r.frozen.Load() != nil {
+			r.refuseFrozen()
+		}
+	})
 	r.releaseReads()
+	s.tellWatchers(r.shard)
 	h.resume() // before the reservation goes: whoever gets it next takes a halt for rest
 	h.end(nil)
 	if out.after != nil {

@@ -152,6 +152,7 @@ func (w *worker) tickMembership(r *replica, ticks int) {
 		} else {
 			w.tickJoint(r, ticks)
 			w.tickShed(r, ticks)
+			w.tickFrozen(r, ticks)
 		}
 	}
 	if !r.uninitialised() {
@@ -184,6 +185,8 @@ func (w *worker) checkChange(r *replica, req *changeRequest) (c confContext, nex
 		return refuse(false, "%s", err)
 	}
 	switch why := w.confBusy(r, &st); {
+	case r.frozen.Load() != nil || r.worker.freezing:
+		return refuse(true, "the shard is frozen for a merge")
 	case isJoint(d):
 		return refuse(true, "the shard is in a joint configuration, which its leader is about to leave")
 	case why != "":

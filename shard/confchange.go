@@ -116,6 +116,9 @@ func (run *applyRun) applyConf(b *engine.Batch, e *raftpb.Entry) error {
 	if err != nil {
 		return fmt.Errorf("conf change at %d: %w", e.Index, err)
 	}
+	if f := m.Applied().Freeze; f != nil && refused == nil {
+		refused = fmt.Errorf("the shard is frozen, to be merged into %s", f.Into)
+	}
 	run.conf = &confResult{index: e.Index, term: e.Term, cc: cc, refused: refused, conf: conf, desc: next}
 	if refused != nil {
 		run.r.store.log.Warn("conf change refused", "replica", run.r.String(), "index", e.Index, "reason", refused)

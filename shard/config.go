@@ -119,6 +119,16 @@ type Config struct {
 	// whether this store led the shard. It must not block.
 	OnSplit func(left *base.Descriptor, rights []*base.Descriptor, leads bool)
 
+	// OnMerge is told of every merge that is applied here, once it is visible: the descriptor after it, and the shard that
+	// is gone. It must not block.
+	OnMerge func(left *base.Descriptor, right base.ShardID)
+
+	// Merges finds out for the leader of a shard that is frozen for a merge what became of that. Without it only what the
+	// store itself knows counts. MergeTimeout is for how long a merge may stay undecided before such a leader has it
+	// aborted, 10 s: longer than a good one ever takes, since clients wait meanwhile.
+	Merges       MergeAsker
+	MergeTimeout time.Duration
+
 	// OnLeader is told of every leader that a local replica learns of. Fault is told of every replica that stops for
 	// good. Both are called from workers and must not block.
 	OnLeader func(shard base.ShardID, leader base.StoreID, term uint64)
@@ -182,6 +192,7 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ScanRows, 1000)
 	orElse(&c.ScanBytes, 64<<10)
 	orElse(&c.RequestTimeout, 10*time.Second)
+	orElse(&c.MergeTimeout, 10*time.Second)
 	c.Limits = c.Limits.withDefaults()
 	c.Compaction = c.Compaction.withDefaults()
 	return c

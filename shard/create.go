@@ -207,6 +207,7 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	r.applied.Store(st.Applied.Index)
 	r.commit.Store(max(st.Hard.Commit, st.Applied.Index))
 	r.state.applied = st.Applied
+	r.frozen.Store(st.Applied.Freeze)
 	rw := &r.worker
 	rw.term, rw.vote = st.Hard.Term, st.Hard.Vote
 	rw.lastStamp = st.Applied.Stamp

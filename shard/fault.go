@@ -39,7 +39,7 @@ func (w *worker) cleanUp(r *replica) {
 }
 
 // dispose ends a replica: requests that never were proposed get code, which must be a definite one, proposed ones
-// Ambiguous. The caller owns the worker's state.
+// Ambiguous, unless the shard was merged away, which decides them all. The caller owns the worker's state.
 func (r *replica) dispose(code wire.Code, reason string, err error) {
 	rw := &r.worker
 	if rw.disposed {
@@ -63,20 +63,24 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	if old.leads {
 		s.metrics.leaders.Dec()
 	}
-	r.refuseWrites(answerText(code, reason))
-	r.refuseReads(answerText(code, reason))
+	never, open := answerText(code, reason), answerText(wire.Ambiguous, reason)
+	if a := r.merged.Load(); a != nil {
+		never, open = *a, *a
+	}
+	r.refuseWrites(never)
+	r.refuseReads(never)
 	r.wait.Lock()
 	confirmed := r.wait.reads
 	r.wait.reads = nil
 	r.wait.Unlock()
 	for _, c := range confirmed {
-		r.completeReads(c.reqs, answerText(code, reason))
+		r.completeReads(c.reqs, never)
 	}
 	for _, p := range rw.unbound {
-		s.settle(r, p, answerText(wire.Ambiguous, reason))
+		s.settle(r, p, open)
 	}
 	for _, p := range rw.pending {
-		s.settle(r, p, answerText(wire.Ambiguous, reason))
+		s.settle(r, p, open)
 	}
 	rw.unbound, rw.pending = nil, nil
 	r.endMembership(err)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -306,7 +305,7 @@ func subsumed(inside []*replica) (out []engine.Removal) {
 }
 
 // mergedAway as NextReplicaID means that no replica of the shard may be created ever again.
-const mergedAway = base.ReplicaID(math.MaxUint64)
+const mergedAway = engine.MergedAway
 
 // wouldIgnore tells whether raft would ignore the snapshot (restore and Step in raft.go of 3.5): of an older term, not
 // above what is committed, of a term in which this replica leads, or a position that the log already has. The replica
@@ -340,6 +339,7 @@ func (s *Store) publishInstalled(in *install, state engine.ReplicaState) error {
 	r.learnPeer(m.From, m.FromStore)
 	r.pushFirst(m)
 	s.publish(r, in.own, "a snapshot was installed")
+	s.tellWatchers(r.shard) // it may bring a freeze
 	took := s.clock.Boot() - in.started
 	s.metrics.installed.Inc()
 	s.metrics.installSeconds.Observe(took.Seconds())

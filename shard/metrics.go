@@ -42,6 +42,8 @@ type metrics struct {
 	snapshots, snapshotFailures          prometheus.Counter
 	installSeconds                       prometheus.Histogram
 	declines                             *prometheus.CounterVec
+
+	freezes, merges *prometheus.CounterVec
 }
 
 func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
@@ -96,6 +98,9 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 			"From a staged snapshot to its replica: parking, ingest and publishing.", seconds),
 		declines: vec("snapshots_declined_total", "Snapshots that this store did not take, by reason.", "reason"),
 
+		freezes: vec("freezes_total", "Replicas frozen for a merge, and thawed again.", "step"),
+		merges:  vec("merges_total", "Merges that the logs of replicas here have decided, by decision.", "decision"),
+
 		measures: counter("size_measurements_total", "Looks at how large a shard is."),
 
 		leaders: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -111,7 +116,8 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 	reg.MustRegister(m.passes, m.passGroups, m.commits, m.commitGroups, m.commitWrites, m.commitBytes, m.syncSeconds,
 		m.proposals, m.commitSeconds, m.applied, m.applyEntries, m.applyGroups, m.readIndexes, m.readyReads,
 		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.measures, m.truncations, m.truncatedEntries, m.truncatedBytes,
-		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines)
+		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines,
+		m.freezes, m.merges)
 	gauge("log_bytes", "Bytes of all raft logs.", func() float64 { return float64(s.totalLogBytes()) })
 	gauge("replicas", "Replicas on this store.", func() float64 {
 		s.mu.RLock()

@@ -111,6 +111,9 @@ func (r *replica) admit(req *WriteRequest, now time.Duration) (wire.Answer, bool
 	if !r.lead.Load().leads {
 		return r.notLeader(), false
 	}
+	if r.frozen.Load() != nil {
+		return s.frozenAnswer(), false
+	}
 	if s.stalled.Load() {
 		// It would wait for its deadline here, while another replica leads, or is about to (L2).
 		return answerText(wire.Unavailable, "the store's disk does not take syncs"), false
@@ -181,6 +184,13 @@ func (w *worker) propose(r *replica) {
 		}
 		r.refuseWrites(r.notLeader())
 		return
+	}
+	if r.frozen.Load() != nil {
+		r.refuseWrites(s.frozenAnswer())
+		return
+	}
+	if rw.freezing {
+		return // they wait for the outcome
 	}
 	if st.LeadTransferee != 0 {
 		return // raft would drop them; they wait for the outcome

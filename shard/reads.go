@@ -83,6 +83,9 @@ func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, b
 	if !r.lead.Load().leads {
 		return r.notLeader(), false
 	}
+	if r.frozen.Load() != nil {
+		return s.frozenAnswer(), false
+	}
 	// Bounded by us: before the first commit of a term raft would keep them without limit (R5).
 	if n := in.readCount.Load(); n > 0 {
 		if n >= lim.GroupReads {
@@ -117,6 +120,10 @@ func (w *worker) askIndex(r *replica) {
 	st := rw.rn.BasicStatus()
 	if st.RaftState != raft.StateLeader || rw.nonvoter { // V13: raft would answer it, alone
 		r.refuseReads(r.notLeader())
+		return
+	}
+	if r.frozen.Load() != nil {
+		r.refuseReads(w.store.frozenAnswer())
 		return
 	}
 	if rw.committedTerm != st.Term || len(rw.indexes) >= maxIndexes {
@@ -194,6 +201,10 @@ func (r *replica) releaseReads() {
 func (r *replica) readyReads(reqs []ReadRequest) {
 	if why, bad := r.faultReason(); bad {
 		r.completeReads(reqs, answerText(wire.Failed, why))
+		return
+	}
+	if r.frozen.Load() != nil { // published before the applied index that lets them go
+		r.completeReads(reqs, r.store.frozenAnswer())
 		return
 	}
 	r.store.metrics.readyReads.Add(float64(len(reqs)))

@@ -33,11 +33,13 @@ type replica struct {
 	lead    atomic.Pointer[leadership]
 	commit  atomic.Uint64
 	applied atomic.Uint64
-	faulted atomic.Pointer[string] // reason; set once
-	newer   atomic.Bool            // somebody writes to a newer replica of the shard on this store
-	silent  atomic.Int64           // ticks since the last word from a leader
-	parking atomic.Bool            // in.park is set
-	leaving atomic.Bool            // its data is being removed or replaced: what is read now proves nothing
+	faulted atomic.Pointer[string]        // reason; set once
+	frozen  atomic.Pointer[engine.Freeze] // nil: it is not
+	merged  atomic.Pointer[wire.Answer]   // merged away: what to tell who still waits; set once
+	newer   atomic.Bool                   // somebody writes to a newer replica of the shard on this store
+	silent  atomic.Int64                  // ticks since the last word from a leader
+	parking atomic.Bool                   // in.park is set
+	leaving atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
 
 	size shardSize
 	load load
@@ -94,6 +96,8 @@ type replicaWorker struct {
 	asked       []transferRequest // taken from the inbox, not started
 	calls       []func(*replica)  // taken from the inbox, not run
 
+	freezing   bool           // a Freeze is proposed: writes wait for what becomes of it
+	thaw       *thawing       // what this leader does about the freeze
 	leads      bool           // raft says so; lead is what requests are told
 	nonvoter   bool           // by the applied configuration (V13)
 	change     *changeRequest // waits for its checks to pass

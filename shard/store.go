@@ -33,6 +33,11 @@ type Store struct {
 		stopped  bool
 	}
 
+	watch struct { // who waits for the next boundary step of a shard
+		sync.Mutex
+		shards map[base.ShardID]chan struct{}
+	}
+
 	pool      *sched.Pool
 	workers   []*worker
 	applyPool *sched.Pool
@@ -72,6 +77,7 @@ func New(cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg, engine: cfg.Engine, clock: cfg.Clock, log: cfg.Logger}
 	s.mu.replicas = make(map[base.ShardID]*replica)
 	s.mu.ranges = newRanges()
+	s.watch.shards = make(map[base.ShardID]chan struct{})
 	s.mu.dead = make(map[base.ShardID]engine.ReplicaMark)
 	s.mu.busy = make(map[base.ShardID]*boundary)
 	s.SetSplitLimits(cfg.Split)

@@ -14,7 +14,8 @@ const maxScanBytes = 4 << 20
 
 // Read appends the whole encoded answer of a Get or Scan to buf. It reads what is applied here: for a linearizable
 // read, ReadIndex has completed with OK before. Order (V6): the view is opened, then the published descriptor is
-// loaded and checked, then the view is read; a range that was given away before the view was opened is refused.
+// loaded and checked, and the freeze, then the view is read; a range that was given away before the view was opened is
+// refused.
 func (s *Store) Read(op *wire.Op, buf []byte) []byte {
 	r := s.serving(op.Shard)
 	if r == nil {
@@ -57,6 +58,8 @@ func (s *Store) get(r *replica, op *wire.Op, buf []byte) []byte {
 	switch {
 	case r.leaving.Load(): // after the look-up: it may have met nothing, or another range
 		return appendAnswer(buf[:at], op, a.Version, r.notLeader())
+	case r.frozen.Load() != nil: // after the look-up, too: L may have had the range by then
+		return appendAnswer(buf[:at], op, a.Version, s.frozenAnswer())
 	case err != nil:
 		s.damaged(r, err)
 		return appendAnswer(buf[:at], op, a.Version, answerText(wire.Failed, "read: "+err.Error()))
@@ -102,6 +105,10 @@ func (s *Store) scan(r *replica, op *wire.Op, buf []byte) []byte {
 	if r.leaving.Load() {
 		_ = it.Close()
 		return appendAnswer(buf[:at], op, d.Epoch.Version, r.notLeader())
+	}
+	if r.frozen.Load() != nil {
+		_ = it.Close()
+		return appendAnswer(buf[:at], op, d.Epoch.Version, s.frozenAnswer())
 	}
 	if !r.serves(op, op.Version) {
 		_ = it.Close()

@@ -16,7 +16,7 @@ const (
 	EntryVerify EntryKind = 2 // no operations; the body is a Verify: every replica opens a view at this index
 	EntrySplit  EntryKind = 3 // boundary: no operations; the body is a Split
 
-	lastKind = EntrySplit
+	lastKind = EntryAbortMerge
 )
 
 // Boundary reports whether an entry of this kind changes more than its own shard's state machine: apply halts at it and

@@ -168,6 +168,9 @@ const (
 	MergeAborted   MergeOutcome = 3 // by AbortMerge, or L's epoch has moved on without the merge
 )
 
+// Final reports whether the merge is decided.
+func (o MergeOutcome) Final() bool { return o == MergeCommitted || o == MergeAborted }
+
 // String returns the lower-case word.
 func (o MergeOutcome) String() string {
 	names := [...]string{"unknown", "pending", "committed", "aborted"}
