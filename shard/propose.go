@@ -58,8 +58,11 @@ func (s *Store) Write(reqs []WriteRequest) {
 		req := &reqs[i]
 		r := s.serving(req.Shard)
 		if r == nil {
-			s.metrics.refused(wire.ShardNotFound)
-			req.Waiter.Complete(req.Req, wire.Answer{Code: wire.ShardNotFound, Req: req.Req})
+			var op wire.Op
+			_, _, _ = wire.DecodeOp(req.Raw, &op) // if it does not decode it has no key
+			a := s.absentFor(&op)
+			a.Req = req.Req
+			req.Waiter.Complete(req.Req, a)
 			continue
 		}
 		if a, ok := r.admit(req, now); !ok {

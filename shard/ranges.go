@@ -6,6 +6,7 @@ import (
 	"github.com/google/btree"
 
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
 )
 
 // ranges finds replicas by what they own. Store.mu guards it. A shard keeps its start for life, so an entry is right as
@@ -63,6 +64,33 @@ func (x *ranges) overlapping(lo, hi []byte, f func(*base.Descriptor) bool) {
 // maxMismatchDescs bounds how many descriptors an answer carries: a range that was split into more is asked for again,
 // piece by piece.
 const maxMismatchDescs = 64
+
+// absent is the answer for a shard without a replica here. If others own a part of [lo, hi), or of lo alone, it was
+// merged into one of them, or this is where it was split off, and they are what to ask for instead.
+func (s *Store) absent(lo, hi []byte) wire.Answer {
+	s.metrics.refused(wire.ShardNotFound)
+	var others []*base.Descriptor
+	if len(lo) > 0 {
+		s.mu.RLock()
+		s.mu.ranges.overlapping(lo, hi, func(d *base.Descriptor) bool {
+			others = append(others, d)
+			return len(others) < maxMismatchDescs
+		})
+		s.mu.RUnlock()
+	}
+	if len(others) == 0 {
+		return wire.Answer{Code: wire.ShardNotFound}
+	}
+	return wire.Answer{Code: wire.EpochMismatch, Payload: wire.AppendDescriptors(nil, others...)}
+}
+
+// absentFor is absent for an operation.
+func (s *Store) absentFor(op *wire.Op) wire.Answer {
+	if op.Code == wire.OpScan || op.Code == wire.OpDeleteRange {
+		return s.absent(op.Key, op.Value)
+	}
+	return s.absent(op.Key, nil)
+}
 
 // routes returns the descriptor of a replica and of whatever else on this store owns a part of [lo, hi), so that a
 // client whose descriptor is old finds all of it without asking the directory. An empty hi means lo alone.

@@ -50,8 +50,9 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 		req := &reqs[i]
 		r := s.serving(req.Shard)
 		if r == nil {
-			s.metrics.refused(wire.ShardNotFound)
-			req.Waiter.Complete(req.Req, wire.Answer{Code: wire.ShardNotFound, Req: req.Req})
+			a := s.absent(req.Key, req.End)
+			a.Req = req.Req
+			req.Waiter.Complete(req.Req, a)
 			continue
 		}
 		if a, ok := r.admitRead(req, now); !ok {

@@ -43,6 +43,35 @@ func (s *Store) RemoveReplica(
 	})
 }
 
+// RemoveMerged removes a replica of a shard that was merged into its left neighbour without this store having come to
+// that: another store that had a replica of the shard holds the mark of it (I5). Where the shard it goes into still may
+// come to the merge by its own log, it takes this replica with it, and needs it until then: that is refused with a
+// *ProofError. Other errors are those of RemoveReplica.
+func (s *Store) RemoveMerged(ctx context.Context, shard base.ShardID, id base.ReplicaID) error {
+	if r := s.lookup(shard); r != nil && r.id == id {
+		if f := r.frozen.Load(); f != nil && s.awaitsMerge(f) {
+			return &ProofError{Shard: shard, Replica: id, Reason: fmt.Sprintf(
+				"the replica of %s on this store has not come to merge %d yet, and needs it", f.Into, f.ID)}
+		}
+	}
+	return waitRemoved(ctx, shard, id, func(done func(error)) (<-chan struct{}, error) {
+		return s.removeMarked(shard, id, mergedAway, "merged away, as another store knows", done)
+	})
+}
+
+// awaitsMerge reports whether a local replica of L may yet apply the merge that a freeze is for.
+func (s *Store) awaitsMerge(f *engine.Freeze) bool {
+	l := s.lookup(f.Into)
+	if l == nil {
+		return false
+	}
+	if _, bad := l.faultReason(); bad {
+		return false
+	}
+	d := l.desc.Load()
+	return d == nil || !d.Epoch.Newer(f.IntoEpoch)
+}
+
 // waitRemoved starts a removal, again if another step of the shard is in the way, and waits for its outcome.
 func waitRemoved(
 	ctx context.Context, shard base.ShardID, id base.ReplicaID, start func(func(error)) (<-chan struct{}, error),
@@ -85,8 +114,7 @@ func checkProof(shard base.ShardID, id base.ReplicaID, proof *base.Descriptor) e
 	return &ProofError{Shard: shard, Replica: id, Reason: why}
 }
 
-// removeReplica starts a removal; done is called once, unless there is an error or another step of the shard to wait
-// for.
+// removeReplica starts a removal on proof.
 func (s *Store) removeReplica(
 	shard base.ShardID, id base.ReplicaID, proof *base.Descriptor, done func(error),
 ) (busy <-chan struct{}, err error) {

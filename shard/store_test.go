@@ -89,7 +89,10 @@ func TestRefusalsAreDefiniteAndNameTheWayOut(t *testing.T) {
 		t.Fatalf("hint %d, want %s", ans.Arg, lead.id)
 	}
 	check("read at a follower", c.readIndex(follower, 7, a, 0), wire.NotLeader)
-	check("unknown shard", c.write(lead, op(wire.OpPut, 8, "c", "x"), a, 0), wire.ShardNotFound)
+	ans = check("unknown shard", c.write(lead, op(wire.OpPut, 8, "c", "x"), a, 0), wire.EpochMismatch)
+	if ds, err := wire.DecodeDescriptors(ans.Payload); err != nil || len(ds) != 1 || ds[0].Shard != 7 {
+		t.Fatalf("the owner of the key is %v, %v", ds, err)
+	}
 	check("unknown shard", c.readIndex(lead, 8, a, 0), wire.ShardNotFound)
 	old := op(wire.OpPut, 7, "c", "x")
 	old.Version = 9

@@ -223,7 +223,7 @@ type Orphan struct {
 }
 
 // Orphans lists the replicas that should ask, by shard: faulted, uninitialised for more than 10 s, without word from a
-// leader for more than two election timeouts, or with a newer replica of the shard addressed on this store. What
+// leader for more than two election timeouts, frozen for a merge into a shard that is not here, or with a newer replica of the shard addressed on this store. What
 // RemoveReplica then needs as proof comes from the leader.
 func (s *Store) Orphans() []Orphan {
 	var out []Orphan
@@ -234,6 +234,12 @@ func (s *Store) Orphans() []Orphan {
 		}
 	}
 	return out
+}
+
+// frozenElsewhere reports whether a replica has been frozen for a merge that its store cannot come to.
+func (r *replica) frozenElsewhere(now time.Duration) bool {
+	f := r.frozen.Load()
+	return f != nil && now-r.born > orphanAge && r.store.lookup(f.Into) == nil
 }
 
 func (r *replica) orphaned(now time.Duration) string {
@@ -249,6 +255,8 @@ func (r *replica) orphaned(now time.Duration) string {
 		if age := now - r.born; age > orphanAge {
 			return fmt.Sprintf("uninitialised for %s", age.Round(time.Second))
 		}
+	case r.frozenElsewhere(now):
+		return "frozen, and the shard that it was to be merged into is not on this store"
 	case silent > 2*int64(cfg.ElectionTick) && !r.lead.Load().leads:
 		return fmt.Sprintf("no word from a leader for %s", time.Duration(silent)*cfg.Tick)
 	}

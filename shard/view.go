@@ -19,7 +19,7 @@ const maxScanBytes = 4 << 20
 func (s *Store) Read(op *wire.Op, buf []byte) []byte {
 	r := s.serving(op.Shard)
 	if r == nil {
-		return appendAnswer(buf, op, 0, wire.Answer{Code: wire.ShardNotFound})
+		return appendAnswer(buf, op, 0, s.absentFor(op))
 	}
 	if why, bad := r.faultReason(); bad {
 		return appendAnswer(buf, op, 0, answerText(wire.Failed, why))
