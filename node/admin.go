@@ -228,7 +228,7 @@ func (n *Node) checks() []*pb.HealthCheck {
 		add("ident", fmt.Errorf("%s", n.waiting()))
 	}
 	switch {
-	case n.stopping.Load():
+	case n.stopping.Load(), n.leaving.Load():
 		add("store", fmt.Errorf("stopping"))
 	case m == nil:
 		add("store", fmt.Errorf("not running: %s", n.waiting()))

@@ -78,7 +78,7 @@ func (m *member) drainMode(ctx context.Context, id base.StoreID) string {
 
 // obeyDrain does on this node what its mark asks for: as long as there is one, no leaderships. "" changes nothing.
 func (m *member) obeyDrain(mode string) {
-	if mode == "" {
+	if mode == "" || m.n.leaving.Load() {
 		return
 	}
 	paused := mode != placement.DrainNone.String()

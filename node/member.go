@@ -188,18 +188,12 @@ func (m *member) run(ctx context.Context) error {
 	case err = <-n.fail:
 	case <-n.halt:
 	}
-	n.stopping.Store(true)
-	n.setHealth(false)
 	limit := n.cfg.StopTimeout
 	if err == nil && !isClosed(n.halt) {
-		graceful, cancel := context.WithTimeout(core, limit*3/5)
-		if moved, herr := m.store.HandOver(graceful); herr != nil {
-			m.log.Warn("not all leaderships handed over", "moved", moved, "err", herr)
-		} else {
-			m.log.Info("leaderships handed over", "moved", moved)
-		}
-		cancel()
+		m.leave(core, limit*3/5)
 	}
+	n.stopping.Store(true)
+	n.setHealth(false)
 	stopLoops()
 	background.Wait()
 	close(n.drain)

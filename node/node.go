@@ -51,6 +51,7 @@ type Node struct {
 	streams sync.WaitGroup         // readers of batched streams
 	calls   calls
 
+	leaving  atomic.Bool // hands its leaderships over; stopping follows
 	stopping atomic.Bool
 
 	// For tests: halt closed means stop at once, as a kill would; crash is asked at each named point and may halt.

@@ -2,7 +2,6 @@ package shard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"go.etcd.io/etcd/raft/v3"
@@ -227,6 +226,10 @@ func (w *worker) transferSaw(r *replica, l *leadership) {
 
 // requestTransfer queues a transfer; done is called exactly once unless an error is returned.
 func (s *Store) requestTransfer(shard base.ShardID, to base.StoreID, done func(uint64, error)) error {
+	return s.queueTransfer(shard, transferRequest{to: to, done: done})
+}
+
+func (s *Store) queueTransfer(shard base.ShardID, req transferRequest) error {
 	r, err := s.find(shard)
 	if err != nil {
 		return err
@@ -234,7 +237,7 @@ func (s *Store) requestTransfer(shard base.ShardID, to base.StoreID, done func(u
 	r.in.Lock()
 	open := r.in.closed == wire.OK
 	if open {
-		r.in.transfers = append(r.in.transfers, transferRequest{to: to, done: done})
+		r.in.transfers = append(r.in.transfers, req)
 	}
 	r.in.Unlock()
 	if !open {
@@ -264,49 +267,6 @@ func (s *Store) Transfer(ctx context.Context, shard base.ShardID, to base.StoreI
 	case <-ctx.Done():
 		return 0, fmt.Errorf("transfer leadership of %s to %s: %w", shard, to, ctx.Err())
 	}
-}
-
-// HandOver moves every leadership of this store to the most advanced other voter and returns how many have left. Shards
-// without another voter stay, silently. The error joins the reasons of those that should have moved, up to eight, and
-// ctx's error.
-func (s *Store) HandOver(ctx context.Context) (moved int, err error) {
-	asked := 0
-	var led []base.ShardID
-	s.mu.RLock()
-	for id, r := range s.mu.replicas {
-		if r.lead.Load().leads {
-			led = append(led, id)
-		}
-	}
-	s.mu.RUnlock()
-	ch := make(chan transferResult, len(led))
-	for _, id := range led {
-		if s.requestTransfer(id, 0, func(term uint64, err error) { ch <- transferResult{term, err} }) == nil {
-			asked++
-		}
-	}
-	var errs []error
-	for range asked {
-		select {
-		case res := <-ch:
-			var not *NotLeaderError
-			switch {
-			case res.err == nil || errors.As(res.err, &not):
-				moved++ // not the leader any more: gone as well
-			case len(errs) < 8 && !alone(res.err):
-				errs = append(errs, res.err)
-			}
-		case <-ctx.Done():
-			return moved, errors.Join(append(errs, fmt.Errorf("hand over leaderships: %w", ctx.Err()))...)
-		}
-	}
-	return moved, errors.Join(errs...)
-}
-
-// alone reports whether a transfer failed for want of another voter.
-func alone(err error) bool {
-	var t *TransferError
-	return errors.As(err, &t) && t.To == 0 && t.Reason == reasonAlone
 }
 
 const reasonAlone = "the shard has no other voter that may lead"

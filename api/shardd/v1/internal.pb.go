@@ -1066,10 +1066,8 @@ type ReportRequest struct {
 	DiskCapacityBytes uint64 `protobuf:"varint,19,opt,name=disk_capacity_bytes,json=diskCapacityBytes,proto3" json:"disk_capacity_bytes,omitempty"`
 	CpuMillis         uint64 `protobuf:"varint,20,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	// The disk or the process is slower than it should be; says how. Leaders are taken off one such node at a time.
-	Slow string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
-	Load *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
-	// The node is about to stop, and hands its leaderships over.
-	Leaving       bool `protobuf:"varint,23,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Slow          string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
+	Load          *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1256,13 +1254,6 @@ func (x *ReportRequest) GetLoad() *Load {
 		return x.Load
 	}
 	return nil
-}
-
-func (x *ReportRequest) GetLeaving() bool {
-	if x != nil {
-		return x.Leaving
-	}
-	return false
 }
 
 type ReplicaReport struct {
@@ -4251,7 +4242,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\v2&.shardd.v1.JoinResponse.AddressesEntryR\taddresses\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x06\n" +
 	"\rReportRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -4279,8 +4270,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"cpu_millis\x18\x14 \x01(\x04R\tcpuMillis\x12\x12\n" +
 	"\x04slow\x18\x15 \x01(\tR\x04slow\x12#\n" +
-	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x12\x18\n" +
-	"\aleaving\x18\x17 \x01(\bR\aleaving\x1a9\n" +
+	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x03\n" +
