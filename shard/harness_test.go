@@ -46,7 +46,8 @@ type testNode struct {
 	sender Sender
 	fatal  atomic.Bool
 	faults []string
-	hold   bool // apply stands still
+	hold   bool // apply and the life-cycle goroutine stand still
+	lazy   bool // apply alone does
 	ship   *shipper
 }
 
@@ -177,6 +178,11 @@ func (c *cluster) drain() {
 				worked = n.store.pool.Poll(0) || worked // harness stores have one worker
 				return
 			}
+			if n.lazy {
+				worked = n.store.pool.Poll(0) || worked
+				worked = n.store.pollLife() || worked
+				return
+			}
 			worked = n.store.Poll() || worked
 		})
 		c.live(func(n *testNode) { worked = n.ship.ship() || worked })
@@ -195,7 +201,7 @@ func (c *cluster) settle() {
 			for _, w := range n.store.workers {
 				syncing = syncing || w.syncing > 0
 			}
-			syncing = syncing || n.store.life.busy()
+			syncing = syncing || !n.hold && n.store.life.busy()
 		})
 		if !syncing {
 			return

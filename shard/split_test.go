@@ -29,19 +29,40 @@ func side(id base.ShardID, start string) SplitSide {
 	return SplitSide{ID: id, Start: base.UserKey([]byte(start)), Share: 500_000}
 }
 
-// split asks a store to split a shard as it knows it, without waiting for the outcome.
+// split asks a store to split a shard as it knows it, without waiting for the outcome. The request is queued when it
+// returns.
 func (c *cluster) split(n *testNode, shard base.ShardID, sides ...SplitSide) <-chan splitResult {
-	d, _ := n.store.Descriptor(shard)
+	c.t.Helper()
 	ch := make(chan splitResult, 1)
-	go func() {
-		left, rights, err := n.store.Split(context.Background(), shard, d.Epoch, sides)
-		ch <- splitResult{left, rights, err}
-	}()
+	r := n.store.lookup(shard)
+	epoch := r.desc.Load().Epoch
+	asked := n.store.call(r, func(r *replica) {
+		n.store.workerOf(shard).startSplit(r, epoch, sides, func(left *base.Descriptor, rights []*base.Descriptor, err error) {
+			ch <- splitResult{left, rights, err}
+		})
+	})
+	if !asked {
+		c.t.Fatalf("%s takes no requests", r)
+	}
 	return ch
 }
 
-// splitOutcome waits for one.
-func (c *cluster) splitOutcome(ch <-chan splitResult) splitResult {
+// splitOutcome drives one to its end, with ticks if need be.
+func (c *cluster) splitOutcome(ch <-chan splitResult) (res splitResult) {
+	c.t.Helper()
+	c.until("outcome of a split", func() bool {
+		select {
+		case res = <-ch:
+			return true
+		default:
+			return false
+		}
+	})
+	return res
+}
+
+// asked waits, in real time, for a call that was made on another goroutine.
+func (c *cluster) asked(ch <-chan splitResult) splitResult {
 	c.t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
@@ -121,7 +142,7 @@ func TestASplitRepeatedFindsItDone(t *testing.T) {
 			left, rights, err := n.store.Split(context.Background(), 7, epoch, sides)
 			ch <- splitResult{left, rights, err}
 		}()
-		return c.splitOutcome(ch)
+		return c.asked(ch)
 	}
 	first := ask(side(8, "m"), side(9, "s"))
 	again := ask(side(8, "m"), side(9, "s"))
