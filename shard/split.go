@@ -228,6 +228,7 @@ func (c *splitCommand) othersLocked(s *Store) (others []*replica) {
 type half struct {
 	desc  *base.Descriptor
 	state engine.ReplicaState
+	share float64  // of the load, as of the statistics
 	over  *replica // takes the place of it
 }
 
@@ -244,8 +245,9 @@ func (c *splitCommand) decide(h *halt, b *engine.Batch) (boundaryOutcome, error)
 	left := c.Left(d)
 	whole := st.Stats
 	var made []half
-	dropped := false
+	dropped, stays := false, 1.0
 	for i := range c.Rights {
+		stays -= float64(c.Rights[i].Share) / wire.SplitShares
 		right := c.Rights[i].Desc
 		share := shareOf(whole, c.Rights[i].Share)
 		st.Stats = minus(st.Stats, share)
@@ -272,7 +274,10 @@ func (c *splitCommand) decide(h *halt, b *engine.Batch) (boundaryOutcome, error)
 			}
 			side := engine.SplitRight{Desc: right, Replica: self.Replica, Stamp: st.Stamp, Stats: share, Hard: hard}
 			b.SplitReplica(r.shard, side)
-			made = append(made, half{desc: right, state: side.State(), over: c.over[right.Shard]})
+			made = append(made, half{
+				desc: right, state: side.State(), over: c.over[right.Shard],
+				share: float64(c.Rights[i].Share) / wire.SplitShares,
+			})
 		}
 	}
 	if dropped {
@@ -283,7 +288,8 @@ func (c *splitCommand) decide(h *halt, b *engine.Batch) (boundaryOutcome, error)
 		applied: &st, desc: left,
 		publish: func(ownLocked func()) {
 			leads = r.lead.Load().leads
-			s.publishSplit(made, leads, ownLocked)
+			s.publishSplit(r, made, leads, ownLocked)
+			r.load.share(s.clock.Boot(), max(stays, 0))
 			r.leaving.Store(false)
 			s.log.Info("shard split", "replica", r.String(), "index", h.entry.Index, "left", left.String(),
 				"rights", len(c.Rights))
@@ -352,7 +358,7 @@ func (s *Store) checkFree(right *base.Descriptor, left base.ShardID) (err error)
 }
 
 // publishSplit makes both sides of a committed split visible at once.
-func (s *Store) publishSplit(made []half, leads bool, ownLocked func()) {
+func (s *Store) publishSplit(left *replica, made []half, leads bool, ownLocked func()) {
 	born := make([]*replica, 0, len(made))
 	overs := make([]*replica, 0, len(made))
 	for i := range made {
@@ -363,6 +369,7 @@ func (s *Store) publishSplit(made []half, leads bool, ownLocked func()) {
 			continue
 		}
 		r.in.campaign = leads
+		r.load.inherit(&left.load, s.clock.Boot(), made[i].share)
 		born, overs = append(born, r), append(overs, made[i].over)
 	}
 	s.mu.Lock()

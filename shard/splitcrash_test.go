@@ -46,6 +46,9 @@ func sessionIDs(t *testing.T, e *engine.Engine, shard base.ShardID) (out []uint6
 func TestACrashAroundASplitLeavesTheWholeShardOrAllOfItsParts(t *testing.T) {
 	for _, leads := range []bool{true, false} {
 		for _, voted := range []bool{false, true} {
+			if leads && voted && testing.Short() {
+				continue
+			}
 			t.Run(fmt.Sprintf("leader %t, voted %t", leads, voted), func(t *testing.T) {
 				c := newCluster(t, 3, nil)
 				c.create(desc(7, "a", "z", 1, 2, 3))
