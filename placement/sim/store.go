@@ -209,3 +209,6 @@ func (c *Cluster) Describe(id base.StoreID) string {
 	}
 	return strings.Join(out, " ")
 }
+
+// Label returns the value of one label of a node.
+func (c *Cluster) Label(id base.StoreID, key string) string { return c.stores[id].labels[key] }
