@@ -52,6 +52,9 @@ func (r *round) balanceLoad() {
 	from := slices.MaxFunc(takers, func(a, b *ahead) int {
 		return cmp.Or(cmp.Compare(worst.sum(&a.load), worst.sum(&b.load)), cmp.Compare(b.ID, a.ID))
 	})
+	if from.transfers >= r.cfg.StoreTransfers {
+		return
+	}
 	var hot []*Shard
 	mean, _ := worst.over(takers)
 	least := max(1, (worst.sum(&from.load)-int64(mean))/10) // less is not worth a transfer
@@ -122,17 +125,14 @@ func (r *round) cool(m *measure, sh *Shard, from *ahead, takers []*ahead, tol in
 			r.transfer(sh, from, to, why(to))
 			return true
 		}
-		// Counts allow no more: a quiet shard comes back for it.
-		for _, back := range to.shards {
-			if !r.leadable(back, to) || 2*m.of(back.Load) > m.of(sh.Load) || r.v.now-back.Led < r.cfg.Cooldown {
-				continue
-			}
-			if p := back.ListedOn(from.ID); p == nil || !r.heir(back, p) {
-				continue
-			}
-			r.transfer(sh, from, to, why(to))
-			r.transfer(back, to, from, "comes back for "+sh.ID.String()+", which is busier")
+		// Counts allow no more: a quiet shard comes back for it, or comes from a store with more leaders.
+		if r.swap(m, sh, from, to, to) {
 			return true
+		}
+		for _, x := range takers {
+			if x != from && x != to && keeps(takers, byLeaders, x, to, tol) && r.swap(m, sh, from, to, x) {
+				return true
+			}
 		}
 	}
 	if len(heirs) > 0 || !r.movable(sh) || from.out >= r.cfg.StoreSnapshots {
@@ -156,4 +156,44 @@ func (r *round) cool(m *measure, sh *Shard, from *ahead, takers []*ahead, tol in
 	}
 	r.move(sh, from, to, why(to))
 	return true
+}
+
+// swap transfers a busy shard, and a quiet one from a third store, or from the one that gets the busy one, in return.
+func (r *round) swap(m *measure, sh *Shard, from, to, giver *ahead) bool {
+	if r.ops+2 > r.cfg.Operators || from.transfers+2 > r.cfg.StoreTransfers || giver.transfers+1 > r.cfg.StoreTransfers ||
+		giver == to && to.transfers+2 > r.cfg.StoreTransfers {
+		return false
+	}
+	for _, back := range giver.shards {
+		if !r.leadable(back, giver) || 2*m.of(back.Load) > m.of(sh.Load) || r.v.now-back.Led < r.cfg.Cooldown {
+			continue
+		}
+		if p := back.ListedOn(from.ID); p == nil || !r.heir(back, p) || !r.evens(m, sh, back, from, to, giver) {
+			continue
+		}
+		r.transfer(sh, from, to, fmt.Sprintf("%s has %d %s per second, %s %d", from.ID, m.sum(&from.load), m.name, to.ID,
+			m.sum(&to.load)))
+		r.transfer(back, giver, from, "comes for "+sh.ID.String()+", which is busier")
+		return true
+	}
+	return false
+}
+
+// evens reports whether a swap makes the sum of the squares of load smaller.
+func (r *round) evens(m *measure, sh, back *Shard, from, to, giver *ahead) bool {
+	load := map[*ahead]float64{from: 0, to: 0, giver: 0}
+	sum := func() (out float64) {
+		for _, x := range load {
+			out += x * x
+		}
+		return out
+	}
+	for a := range load {
+		load[a] = float64(m.sum(&a.load))
+	}
+	before := sum()
+	load[from] += float64(m.of(back.Load) - m.of(sh.Load))
+	load[to] += float64(m.of(sh.Load))
+	load[giver] -= float64(m.of(back.Load))
+	return sum() < before
 }

@@ -178,8 +178,14 @@ func (r *round) transferChain(s *search, takers []*ahead, lo int) bool {
 					continue
 				}
 				seen[p.Store] = true
-				hops = append(hops, hop{r.at(r.v.stores[p.Store]), sh, at})
-				if from.leaders-hops[len(hops)-1].to.leaders >= 2 {
+				to := r.at(r.v.stores[p.Store])
+				end := from.leaders-to.leaders >= 2
+				// On the way one comes and one goes.
+				if !end && to.transfers+2 > r.cfg.StoreTransfers {
+					continue
+				}
+				hops = append(hops, hop{to, sh, at})
+				if end {
 					done = len(hops) - 1
 					return false
 				}
@@ -188,6 +194,13 @@ func (r *round) transferChain(s *search, takers []*ahead, lo int) bool {
 		})
 		if done < 0 {
 			continue
+		}
+		length := 0
+		for i := done; hops[i].via >= 0; i = hops[i].via {
+			length++
+		}
+		if r.ops+length > r.cfg.Operators {
+			return false
 		}
 		end := hops[done].to
 		why := fmt.Sprintf("%s has %d leaders, %s %d", from.ID, from.leaders, end.ID, end.leaders)

@@ -307,6 +307,12 @@ func (r *round) trim(sh *Shard, tr *trace) {
 	if pick == nil {
 		return
 	}
+	// One that does not answer may be lost, or come back: until that is known, those that do are not too many.
+	if gone := sh.ListedOn(pick.ID); !learner && rank < 4 && pick.alive && gone.Flags&PeerUninitialised == 0 &&
+		h.live-1 < h.voters+fit.Voters {
+		r.nothing(sh, "a voter does not answer: none that does is too many", nil)
+		return
+	}
 	why := "one replica too many"
 	if learner {
 		why = "a learner that the rule does not ask for"

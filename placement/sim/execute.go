@@ -50,9 +50,18 @@ func (c *Cluster) checkLimits() {
 	if n := len(c.running); n > c.cfg.Operators {
 		c.fault("%d operators, at most %d", n, c.cfg.Operators)
 	}
-	in, boundaries := map[base.StoreID]int{}, 0
+	in, transfers, boundaries := map[base.StoreID]int{}, map[base.StoreID]int{}, 0
 	for _, r := range c.running {
 		switch r.op.Kind {
+		case plan.OpTransfer:
+			if sh := c.view.Shard(r.op.Shard); sh == nil || sh.Leader == r.op.To {
+				continue // done, as far as the planner has heard
+			}
+			for _, id := range [...]base.StoreID{r.op.From, r.op.To} {
+				if transfers[id]++; transfers[id] > c.cfg.StoreTransfers {
+					c.fault("%d transfers to and from %s, at most %d", transfers[id], id, c.cfg.StoreTransfers)
+				}
+			}
 		case plan.OpMove, plan.OpAdd:
 			if in[r.op.To]++; in[r.op.To] > c.cfg.StoreSnapshots {
 				c.fault("%d snapshots to %s, at most %d", in[r.op.To], r.op.To, c.cfg.StoreSnapshots)
@@ -350,6 +359,10 @@ func (c *Cluster) remove(sh *shard, op *plan.Operator) (bool, string) {
 		c.hand(sh)
 		return false, ""
 	case from.Role == base.RoleVoter:
+		// Of the others one may have died since this was planned.
+		if _, n := c.voters(sh); c.healthy(sh, from) && n-1 < c.wanted(sh) {
+			return false, "too few of the others live"
+		}
 		c.conf(sh, "demote "+op.From.String(), func(d *base.Descriptor) { role(d, op.From, base.RoleOutgoing) })
 		return false, ""
 	}

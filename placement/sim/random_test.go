@@ -17,6 +17,7 @@ import (
 var (
 	seeds = flag.Int("seeds", 12, "random clusters to run")
 	first = flag.Uint64("seed", 1, "the first seed")
+	lines = flag.Int("lines", 60, "lines that are shown of a random cluster that failed")
 )
 
 // TestRandomClustersKeepTheirInvariantsAndComeToRest has things happen at random to random clusters. At no step may a
@@ -47,7 +48,7 @@ func randomCluster(t *testing.T, seed uint64) {
 	}
 	defer func() {
 		if t.Failed() {
-			t.Logf("seed %d; the last of what happened:\n%s", seed, strings.Join(x.log[max(0, len(x.log)-60):], "\n"))
+			t.Logf("seed %d; the last of what happened:\n%s", seed, strings.Join(x.log[max(0, len(x.log)-*lines):], "\n"))
 		}
 	}()
 	opt := sim.Options{Seed: seed, Log: func(line string) { x.log = append(x.log, line) }}
@@ -117,8 +118,8 @@ func (x *chaos) even() {
 		zones[x.c.Label(id, "zone")]++
 	}
 	for _, n := range zones {
-		if len(zones) > 2 && n != len(x.c.Nodes())/len(zones) {
-			return // a zone with fewer nodes gives each of them more
+		if n*len(zones) != len(x.c.Nodes()) {
+			return // spread goes first: a zone with fewer nodes gives each of them more
 		}
 	}
 	replicas, leaders := x.c.Spread()

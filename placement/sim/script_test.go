@@ -2,7 +2,9 @@ package sim_test
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -31,8 +33,10 @@ import (
 //	run D | settle [within=D] [rounds=N]    prints how long it took and what was done
 //	expect-spread within=N | percent=N | label=LABEL
 //	expect-quiet rounds=N                   no operator for so many rounds
-//	expect-well                             every shard as its rule says
-//	print nodes | shards | ops | needs
+//	expect-well | expect-wrong              every shard is as its rule says, or what is not
+//	print nodes | shards | ops | needs | wrong
+//
+// What an expect or a settle asks for must be so, whatever the golden text says.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, filepath.Join("testdata"), func(t *testing.T, path string) {
 		s := &script{}
@@ -237,7 +241,7 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 		c.ResetStats()
 		rounds := a.number("rounds", 100)
 		if !c.Settle(rounds, a.duration("within", "2h")) {
-			s.printf("NOT SETTLED\n")
+			t.Errorf("%s: it does not come to rest", d.Pos)
 		}
 		s.printf("%s until the last operator began\n", c.Now()-began-time.Duration(c.Stats().Quiet)*time.Second)
 		s.done()
@@ -248,9 +252,16 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 		for range a.number("rounds", 100) {
 			c.Step()
 		}
+		if c.Stats().Quiet < c.Stats().Rounds {
+			t.Errorf("%s: it is not quiet", d.Pos)
+		}
 		s.done()
-	case "expect-well":
-		for _, w := range c.Wrong() {
+	case "expect-well", "expect-wrong":
+		wrong := c.Wrong()
+		if (len(wrong) > 0) != (d.Cmd == "expect-wrong") {
+			t.Errorf("%s: wrong is %q", d.Pos, wrong)
+		}
+		for _, w := range wrong {
 			s.printf("%s\n", w)
 		}
 	case "print":
@@ -286,11 +297,10 @@ func (s *script) spread(a args) {
 	}
 	within, percent := a.number("within", -1), a.number("percent", -1)
 	replicas, leaders := s.c.Spread()
-	for name, r := range map[string]sim.Range{"replicas": replicas, "leaders": leaders} {
+	for i, r := range []sim.Range{replicas, leaders} {
+		name := [...]string{"replicas", "leaders"}[i]
 		if within >= 0 && r.Width() > within || percent >= 0 && r.Percent() > float64(percent) && r.Width() > 2 {
-			s.printf("TOO FAR: ")
-		} else if name == "leaders" {
-			continue
+			a.t.Errorf("%s: %s from %d to %d", a.d.Pos, name, r.Min, r.Max)
 		}
 		s.printf("%s from %d to %d\n", name, r.Min, r.Max)
 	}
@@ -312,8 +322,9 @@ func (s *script) print(what string) {
 			s.printf("%s\n", s.c.Show(id))
 		}
 	case "needs":
-		for k, n := range s.c.View().Needs() {
-			s.printf("%d %s\n", n, k)
+		needs := s.c.View().Needs()
+		for _, k := range slices.Sorted(maps.Keys(needs)) {
+			s.printf("%d %s\n", needs[k], k)
 		}
 	}
 }
