@@ -17,11 +17,12 @@
 //	index      records, on that leader, the descriptors that reports bring and the index does not have
 //	orphans    removes local replicas that are proved not to be members any more
 //	space      tells the store how full the disk is
-//	jobs       runs, on that leader, the jobs that people have started
+//	jobs       runs, on that leader, the jobs that people and the driver have started
+//	driver     plans, on that leader, where shards belong, and starts what brings them there
 //
 // What makes a node a member (ident and, where listed, its replica of the meta shard) is always written and synced
 // before anything acts on it, so a kill at any point leaves either an empty node or a member that boots.
 //
-// It never decides where replicas go (placement), never retries a client's write whose outcome is open (router), and
+// It never decides where replicas go (placement/plan), never retries a client's write whose outcome is open (router), and
 // never touches another process's files.
 package node

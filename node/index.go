@@ -15,7 +15,8 @@ import (
 
 // index is the meta leader's knowledge of the index in the meta shard.
 type index struct {
-	wake chan struct{} // capacity 1
+	wake    chan struct{} // capacity 1
+	changed func()        // told when there is something to record; may be nil
 
 	mu struct {
 		sync.Mutex
@@ -56,6 +57,9 @@ func (x *index) note(term uint64, states []placement.ReplicaState) {
 		select {
 		case x.wake <- struct{}{}:
 		default:
+		}
+		if x.changed != nil {
+			x.changed()
 		}
 	}
 }

@@ -38,8 +38,9 @@ type jobRunner struct {
 	limits  placement.Limits
 	poll    time.Duration
 	marks   drainMarks
-	paused  atomic.Bool   // this node is told to lead nothing
-	wake    chan struct{} // capacity 1: search for new jobs now
+	paused  atomic.Bool          // this node is told to lead nothing
+	onEnd   func(*placement.Job) // told of every job that has ended here; may be nil
+	wake    chan struct{}        // capacity 1: search for new jobs now
 
 	mu struct {
 		sync.Mutex

@@ -44,6 +44,7 @@ type member struct {
 	reports   reports
 	plan      clusterView
 	rules     ruleBook
+	driver    *driver
 	followers followers // owned by the report loop
 	cpu       cpuMeter  // owned by the report loop
 	slow      slowness
@@ -121,6 +122,8 @@ func (n *Node) boot() (*member, error) {
 	m.jobs = newJobRunner(memberWorld{m}, m.dir, n.cfg.Clock, log, newJobMetrics(n.reg))
 	m.reports.wake = make(chan struct{}, 1)
 	m.reports.view = placement.NewView(n.cfg.Clock)
+	m.driver = newDriver(m, newDriverMetrics(n.reg))
+	m.jobs.onEnd, m.index.changed = m.driver.jobEnded, m.driver.poke
 	return m, nil
 }
 
@@ -181,6 +184,7 @@ func (m *member) run(ctx context.Context) error {
 	background.Go(func() { m.indexLoop(loops) })
 	background.Go(func() { m.orphanLoop(loops) })
 	background.Go(func() { m.jobLoop(loops) })
+	background.Go(func() { m.driver.run(loops) })
 
 	var err error
 	select {

@@ -110,6 +110,7 @@ func (m *member) planConfig(p *policy) plan.Config {
 		SnapshotRate: max(m.n.cfg.Settings.SnapshotSendBytes/8, 1<<20),
 	}
 	cfg = cfg.WithDefaults()
+	cfg.AliveFor = min(cfg.AliveFor, cfg.DownAfter)
 	// A split size that was lowered alone takes the merge size with it.
 	cfg.MergeBytes = min(cfg.MergeBytes, cfg.SplitBytes/4)
 	return cfg
