@@ -112,6 +112,10 @@ func (m *member) nodeInfos(ctx context.Context) ([]*pb.NodeInfo, error) {
 	if err != nil {
 		return nil, directoryStatus(err)
 	}
+	marks, err := m.jobs.marks.all(ctx, m.dir, m.clock.Boot())
+	if err != nil {
+		return nil, directoryStatus(err)
+	}
 	stores := m.reports.view.Stores()
 	lead := m.metaLeader()
 	out := make([]*pb.NodeInfo, 0, len(records))
@@ -126,9 +130,10 @@ func (m *member) nodeInfos(ctx context.Context) ([]*pb.NodeInfo, error) {
 			info.DiskBytes, info.GoHeapBytes = st.DiskBytes, st.HeapBytes
 			info.DiskFreeBytes, info.DiskLevel, info.Unhealthy = st.FreeBytes, st.Level, st.Unhealthy
 		}
-		info.Draining = m.drainMode(ctx, r.ID)
+		info.Draining, info.Commission = marks.modes[r.ID].String(), marks.commissions[r.ID].String()
 		out = append(out, info)
 	}
+	m.describeNodes(out)
 	return out, nil
 }
 

@@ -33,6 +33,7 @@ func listShards(ctx context.Context, m *member, req *pb.ListShardsRequest) (*pb.
 	for _, info := range m.shardInfos(page) {
 		resp.Shards = append(resp.Shards, info.proto())
 	}
+	m.describeShards(resp.Shards)
 	return resp, nil
 }
 

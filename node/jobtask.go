@@ -201,6 +201,9 @@ func (t *jobTask) ended(ctx context.Context) {
 		t.r.metrics.seconds.WithLabelValues(kind).Observe(float64(t.job.Ended-t.job.Started) / 1000)
 	}
 	t.logf("job ended", "state", t.job.State.String(), "error", t.job.Error)
+	if t.job.Spec.Kind == placement.JobDecommission {
+		t.r.marks.forget()
+	}
 	if t.r.onEnd != nil {
 		t.r.onEnd(t.job.Clone())
 	}
