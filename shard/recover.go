@@ -44,17 +44,18 @@ const recoverPause = 10 * time.Millisecond
 
 // Recover makes a replica the only voter of its shard, under descriptor d, at a term of at least term. d lists this
 // replica alone, is newer in both parts of its epoch, keeps the start of the shard, and may end before it: what lies
-// beyond goes, since a newer shard owns it. It returns nil once that is durable and the replica stands for election, or
+// beyond goes, since a newer shard owns it. d was made for version; if the log holds a split or a merge behind that, the
+// range is another one now, and the caller has to look again. It returns nil once that is durable and the replica stands for election, or
 // if it was so already. Errors: *RecoverError, *NotFoundError, ErrStopping, the engine's, or ctx's; after ctx's it may
 // still happen.
-func (s *Store) Recover(ctx context.Context, id base.ReplicaID, d *base.Descriptor, term uint64) error {
+func (s *Store) Recover(ctx context.Context, id base.ReplicaID, d *base.Descriptor, version, term uint64) error {
 	type outcome struct {
 		again bool
 		err   error
 	}
 	for {
 		ch := make(chan outcome, 1)
-		busy, err := s.recoverStep(id, d, term, func(again bool, err error) { ch <- outcome{again, err} })
+		busy, err := s.recoverStep(id, d, version, term, func(again bool, err error) { ch <- outcome{again, err} })
 		if err != nil {
 			return err
 		}
@@ -81,17 +82,18 @@ func (s *Store) Recover(ctx context.Context, id base.ReplicaID, d *base.Descript
 
 // renewal is a Recover under way.
 type renewal struct {
-	op    *boundary
-	r     *replica
-	desc  *base.Descriptor
-	term  uint64
-	again bool // the log was settled, or has not been applied: another step is needed
+	op      *boundary
+	r       *replica
+	desc    *base.Descriptor
+	version uint64 // that desc was made for
+	term    uint64
+	again   bool // the log was settled, or has not been applied: another step is needed
 }
 
 // recoverStep takes one step; done is called once, unless there is an error or another step of the shard to wait for.
 // again: the replica has to apply its log first.
 func (s *Store) recoverStep(
-	id base.ReplicaID, d *base.Descriptor, term uint64, done func(again bool, err error),
+	id base.ReplicaID, d *base.Descriptor, version, term uint64, done func(again bool, err error),
 ) (busy <-chan struct{}, err error) {
 	fail := func(format string, args ...any) (<-chan struct{}, error) {
 		return nil, &RecoverError{Shard: d.Shard, Replica: id, Reason: fmt.Sprintf(format, args...)}
@@ -102,7 +104,7 @@ func (s *Store) recoverStep(
 	if self, ok := d.Replica(id); !ok || len(d.Replicas) != 1 || self.Store != s.cfg.Store || self.Role != base.RoleVoter {
 		return fail("%s does not list it as the only voter", d)
 	}
-	in := &renewal{desc: d.Clone(), term: term}
+	in := &renewal{desc: d.Clone(), version: version, term: term}
 	in.op = newBoundary(func(err error) { done(in.again, err) }, nil, d.Shard)
 	s.mu.Lock()
 	r, other := s.mu.replicas[d.Shard], s.inTheWayLocked(in.op)
@@ -159,9 +161,6 @@ func (s *Store) renew(in *renewal) {
 	case d.NextReplicaID < old.NextReplicaID:
 		fail("replica ids from %s are given out already", old.NextReplicaID)
 		return
-	case string(d.Start) != string(old.Start) || string(d.End) > string(old.End):
-		fail("%s is not in the range of %s", d, old)
-		return
 	}
 	target, err := r.settledEnd()
 	if err != nil {
@@ -169,7 +168,11 @@ func (s *Store) renew(in *renewal) {
 		return
 	}
 	st := r.worker.rn.BasicStatus()
-	switch applied := r.appliedState(); {
+	switch applied, d := r.appliedState(), in.desc; {
+	case applied.Index >= target && old.Epoch.Version != in.version:
+		fail("its log has brought it to %s; the new descriptor was made for version %d", old, in.version)
+	case applied.Index >= target && (string(d.Start) != string(old.Start) || string(d.End) > string(old.End)):
+		fail("%s is not in the range of %s", d, old)
 	case applied.Index >= target:
 		s.commitRenewal(in, applied, max(st.Term+1, in.term))
 	case r.commit.Load() >= target:

@@ -32,7 +32,7 @@ func (c *cluster) recover(n *testNode, d *base.Descriptor, term uint64) error {
 	for range 100 {
 		var again, done bool
 		var out error
-		busy, err := n.store.recoverStep(id, d, term, func(a bool, e error) { again, out, done = a, e, true })
+		busy, err := n.store.recoverStep(id, d, d.Epoch.Version-100, term, func(a bool, e error) { again, out, done = a, e, true })
 		if err != nil {
 			return err
 		}
@@ -301,6 +301,7 @@ func TestARecoveryIsRefusedWithoutAChange(t *testing.T) {
 		"another store":     func(d *base.Descriptor) { d.Replicas[0].Store = 2 },
 		"an old conf":       func(d *base.Descriptor) { d.Epoch.ConfVer = 1 },
 		"an old version":    func(d *base.Descriptor) { d.Epoch.Version = 1 },
+		"another version":   func(d *base.Descriptor) { d.Epoch.Version++ },
 		"ids given out":     func(d *base.Descriptor) { d.NextReplicaID = 3; d.Replicas[0].Replica = 2 },
 		"another start":     func(d *base.Descriptor) { d.Start = base.UserKey([]byte("d")) },
 		"beyond its end":    func(d *base.Descriptor) { d.End = base.UserKey([]byte("n")) },

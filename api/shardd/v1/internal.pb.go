@@ -3452,6 +3452,9 @@ type RecoverReplicaRequest struct {
 	Descriptor_ []byte `protobuf:"bytes,7,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
 	// The term is raised at least to this.
 	Term uint64 `protobuf:"varint,8,opt,name=term,proto3" json:"term,omitempty"`
+	// Version of the replica's descriptor that the new one was made from: refused if its log holds a split or merge behind
+	// that.
+	Version uint64 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
 	// For create of the meta shard: its contents, sorted by key.
 	MetaData      []*KeyValue `protobuf:"bytes,9,rep,name=meta_data,json=metaData,proto3" json:"meta_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3540,6 +3543,13 @@ func (x *RecoverReplicaRequest) GetDescriptor_() []byte {
 func (x *RecoverReplicaRequest) GetTerm() uint64 {
 	if x != nil {
 		return x.Term
+	}
+	return 0
+}
+
+func (x *RecoverReplicaRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
@@ -4482,7 +4492,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\asampled\x18\x02 \x01(\x04R\asampled\x12\x1d\n" +
 	"\n" +
 	"not_leader\x18\x03 \x01(\bR\tnotLeader\x12\x16\n" +
-	"\x06leader\x18\x04 \x01(\x04R\x06leader\"\xb2\x02\n" +
+	"\x06leader\x18\x04 \x01(\x04R\x06leader\"\xcc\x02\n" +
 	"\x15RecoverReplicaRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
@@ -4496,7 +4506,9 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"descriptor\x18\a \x01(\fR\n" +
 	"descriptor\x12\x12\n" +
-	"\x04term\x18\b \x01(\x04R\x04term\x120\n" +
+	"\x04term\x18\b \x01(\x04R\x04term\x12\x18\n" +
+	"\aversion\x18\n" +
+	" \x01(\x04R\aversion\x120\n" +
 	"\tmeta_data\x18\t \x03(\v2\x13.shardd.v1.KeyValueR\bmetaData\"8\n" +
 	"\x16RecoverReplicaResponse\x12\x1e\n" +
 	"\n" +
