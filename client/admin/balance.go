@@ -7,6 +7,10 @@ import (
 	sharddv1 "github.com/shardd/shardd/api/shardd/v1"
 )
 
+// FirstTransfer is the least id of an operator that transfers a leadership. Those live in the memory of the driver; an
+// operator of a smaller id is a job (GetJob).
+const FirstTransfer = 1 << 40
+
 // Parts of the placement driver, as SetBalance takes them.
 const (
 	PartAll      = "all"

@@ -41,7 +41,7 @@ type operatorJSON struct {
 func toOperatorsJSON(ops []*sharddv1.Operator) []operatorJSON {
 	out := []operatorJSON{}
 	for _, p := range ops {
-		j := operatorJSON{ID: jobName(p.GetOperatorId()), Kind: p.GetKind(), Reason: p.GetReason(), Step: p.GetStep(),
+		j := operatorJSON{ID: operatorName(p.GetOperatorId()), Kind: p.GetKind(), Reason: p.GetReason(), Step: p.GetStep(),
 			AgeMS: p.GetAgeMs(), Bytes: p.GetBytes(), State: p.GetState(), Error: p.GetError()}
 		if p.GetShardId() != 0 {
 			j.Shard = shardName(p.GetShardId())
@@ -129,7 +129,7 @@ func balanceText(w io.Writer, b *sharddv1.BalanceStatusResponse) error {
 // driverState is the driver's state and why: "running", "waiting: for reports of n2".
 func driverState(b *sharddv1.BalanceStatusResponse) string {
 	s := orElse(b.GetState(), "unknown")
-	if d := strings.TrimSpace(b.GetDetail()); d != "" {
+	if d := strings.TrimSpace(b.GetDetail()); d != "" && !strings.HasPrefix(d, "paused: ") { // the pauses have their own line
 		s += ": " + cli.Cut(d, 1<<16)
 	}
 	return s
@@ -144,6 +144,17 @@ func problemLine(b *sharddv1.BalanceStatusResponse) string {
 		}
 	}
 	return strings.Join(parts, ", ")
+}
+
+// operatorName is a job's name, or t1, t2 and so on for a transfer; an operator that is about to begin has none yet.
+func operatorName(id uint64) string {
+	switch {
+	case id == 0:
+		return "-"
+	case id >= admin.FirstTransfer:
+		return fmt.Sprintf("t%d", id-admin.FirstTransfer)
+	}
+	return jobName(id)
 }
 
 func micros(n uint64) string {
@@ -180,7 +191,7 @@ func operatorTable(w io.Writer, title string, ops []*sharddv1.Operator) error {
 		if p.GetBytes() > 0 {
 			bytes = cli.Bytes(p.GetBytes())
 		}
-		rows = append(rows, []string{jobName(p.GetOperatorId()), p.GetKind(), shard, span(millis(p.GetAgeMs())), bytes,
+		rows = append(rows, []string{operatorName(p.GetOperatorId()), p.GetKind(), shard, span(millis(p.GetAgeMs())), bytes,
 			orElse(state, "-"), cli.Cut(p.GetReason(), 1<<16)})
 	}
 	return cli.Table(w, []string{"OPERATOR", "WHAT", "SHARD", "AGE", "BYTES", "STEP", "REASON"}, rows)

@@ -32,7 +32,7 @@ func (f *fakeCluster) Why(_ context.Context, r *sharddv1.WhyRequest) (*sharddv1.
 	case r.GetShardId() == 99:
 		return nil, status.Error(codes.NotFound, "no shard s99")
 	case r.GetNodeId() != 0:
-		return &sharddv1.WhyResponse{Summary: "up, 3 replicas, 2 leaders, disk 5.0 MiB used and 7.0 GiB free"}, nil
+		return &sharddv1.WhyResponse{Summary: "n1: up, 3 replicas, 2 leaders, disk 5.0 MiB used and 7.0 GiB free"}, nil
 	case r.GetOperatorId() != 0:
 		return &sharddv1.WhyResponse{Summary: "move s2 from n2 to n4: running, waits for the snapshot",
 			Past: []*sharddv1.Decision{{UnixMs: before(3 * time.Minute), By: "rules", Outcome: "begun: n2 is in the zone of n1",
@@ -44,10 +44,11 @@ func (f *fakeCluster) Why(_ context.Context, r *sharddv1.WhyRequest) (*sharddv1.
 		{What: "n1", Verdict: "has-replica"}}
 	return &sharddv1.WhyResponse{
 		Summary: "[first, m) on n1 n2, led by n1: short of a voter, n2 is down for 1m1s",
-		Now: []*sharddv1.Decision{{By: "replicas", Subject: "s2", Outcome: "would replace n2 by n4 once n2 is down for 5m0s",
+		Now: []*sharddv1.Decision{{By: "checks", Outcome: "as of now", Candidates: []*sharddv1.Candidate{
+			{What: "replicas", Detail: "2 of 3 voters are up"}, {What: "rule", Detail: "default holds"}}}, {By: "replicas", Subject: "s2", Outcome: "would replace n2 by n4 once n2 is down for 5m0s",
 			Candidates: considered}, {By: "merges", Subject: "s2", Outcome: "not small: 256.0 MiB"}},
 		Past: []*sharddv1.Decision{
-			{UnixMs: before(5 * time.Minute), By: "leaders", Outcome: "moved leadership from n2 to n1", OperatorId: 41},
+			{UnixMs: before(5 * time.Minute), By: "leaders", Outcome: "moved leadership from n2 to n1", OperatorId: admin.FirstTransfer + 8},
 			{UnixMs: before(3 * time.Hour), By: "splits", Outcome: "split at m into s2 and s3", OperatorId: 7,
 				Candidates: []*sharddv1.Candidate{{What: "m", Verdict: "chosen", Detail: "half the bytes"}}}}}, nil
 }
@@ -60,7 +61,7 @@ func (f *fakeCluster) BalanceStatus(
 		Running: []*sharddv1.Operator{{OperatorId: 9, Kind: "move", ShardId: 2, Reason: "n2 is in the zone of n1",
 			Step: "snapshot", AgeMs: 61000, Bytes: 256 << 20, State: "running"}},
 		Recent: []*sharddv1.Operator{
-			{OperatorId: 8, Kind: "transfer", ShardId: 3, Reason: "n1 leads 2 more than n3", AgeMs: 140000, State: "done"},
+			{OperatorId: admin.FirstTransfer + 8, Kind: "transfer", ShardId: 3, Reason: "n1 leads 2 more than n3", AgeMs: 140000, State: "done"},
 			{OperatorId: 5, Kind: "split", ShardId: 2, Reason: "2.0 GiB is over 256.0 MiB", AgeMs: 7200000, State: "failed",
 				Error: "the shard is joint"}},
 		Limits: f.balanceLimits(), Problems: []*sharddv1.Count{{What: "short of voters", Count: 1}, {What: "over size"}},
@@ -134,7 +135,10 @@ func (f *fakeCluster) ApplyZones(_ context.Context, r *sharddv1.ApplyZonesReques
 		return resp, nil
 	}
 	resp.Diff = []string{"default: replicas 3 becomes 5", `new: "users" (keys user/ .. user0)`}
-	resp.Warnings = []string{"default: 5 replicas, 3 nodes are up: 2 replicas have no place"}
+	resp.Warnings = []string{"warning: line 2: default: 5 replicas on 3 nodes: shards have fewer until more nodes join"}
+	if strings.Contains(r.GetYaml(), "never") {
+		resp.Warnings = []string{"error: line 4: users: wants 3 voters, on nodes with pool=meta, of which 2 exist"}
+	}
 	if !r.GetDryRun() {
 		f.driver.rules, f.driver.revision = r.GetYaml(), f.driver.revision+1
 		resp.Revision = f.driver.revision
@@ -228,7 +232,9 @@ func (f *fakeCluster) HotKeys(_ context.Context, r *sharddv1.HotKeysRequest) (*s
 
 // HotMap is a busy range, a load that climbs through the keys, and a burst; the first tenth is unknown.
 func (f *fakeCluster) HotMap(_ context.Context, r *sharddv1.HotMapRequest) (*sharddv1.HotMapResponse, error) {
-	m := &sharddv1.HotMapResponse{Unit: orElse(r.GetBy(), "requests") + "/s"}
+	m := &sharddv1.HotMapResponse{Unit: map[string]string{"bytes": "bytes per second", "cpu": "microseconds of processor " +
+		"per second"}[r.GetBy()]}
+	m.Unit = orElse(m.Unit, "requests per second")
 	rows, columns := int(r.GetRows()), int(r.GetColumns())
 	for row := range rows + 1 {
 		m.Bounds = append(m.Bounds, fmt.Appendf(nil, "\x02user%04d", row*10000/rows))

@@ -131,15 +131,31 @@ func lastKnown(row []float64) float64 {
 	return -1
 }
 
-// mapValue is a figure of the map without its unit, unless that says bytes.
+// mapValue is a figure of the map without its unit, unless that says bytes or is a part of a core.
 func mapValue(v float64, unit string) string {
 	switch {
 	case v < 0:
 		return "-"
 	case strings.Contains(unit, admin.ByBytes):
 		return cli.Bytes(uint64(v))
+	case strings.HasPrefix(unit, microseconds):
+		return cores(v / 1e6)
 	}
 	return rate(v)
+}
+
+// microseconds begins the unit of the processor's load.
+const microseconds = "microseconds"
+
+// mapUnit is the unit that goes with the figures of mapValue.
+func mapUnit(unit string) string {
+	switch {
+	case strings.HasPrefix(unit, microseconds):
+		return "of a core"
+	case strings.HasPrefix(unit, admin.ByBytes):
+		return strings.TrimSpace(strings.TrimPrefix(unit, admin.ByBytes))
+	}
+	return unit
 }
 
 // timeAxis writes the time of day under every twelfth column or so, at the moment that the column ends.
@@ -169,12 +185,12 @@ func mapLegend(most float64, unit string, colours bool) string {
 			b.WriteString(background(i+1) + " ")
 		}
 		least := most / math.Pow(colourFactor, float64(len(mapColours)-1))
-		return fmt.Sprintf("up to %s %s\x1b[0m %s %s", mapValue(least, unit), b.String(), mapValue(most, unit), unit)
+		return fmt.Sprintf("up to %s %s\x1b[0m %s %s", mapValue(least, unit), b.String(), mapValue(most, unit), mapUnit(unit))
 	}
 	var parts []string
 	for i, r := range mapBlocks {
 		top := most / math.Pow(blockFactor, float64(len(mapBlocks)-1-i))
 		parts = append(parts, fmt.Sprintf("%c up to %s", r, mapValue(top, unit)))
 	}
-	return strings.Join(parts, "  ") + " " + unit
+	return strings.Join(parts, "  ") + " " + mapUnit(unit)
 }

@@ -37,7 +37,7 @@ func toDecisionsJSON(decisions []*sharddv1.Decision) []decisionJSON {
 		j := decisionJSON{Time: rfc3339(d.GetUnixMs()), By: d.GetBy(), Subject: d.GetSubject(), Outcome: d.GetOutcome(),
 			Candidates: toCandidatesJSON(d.GetCandidates())}
 		if d.GetOperatorId() != 0 {
-			j.Operator = jobName(d.GetOperatorId())
+			j.Operator = operatorName(d.GetOperatorId())
 		}
 		out = append(out, j)
 	}
@@ -61,7 +61,8 @@ func newWhy(o *conn) *cobra.Command {
 		Short: "Say why a shard, a node or an operator is as it is, and what comes next",
 		Long: `Say why a shard, a node or an operator of the placement driver is as it is: its state, what the driver would do
 with it now (each node that it considers, and what speaks against those that it does not take), and what it decided
-before, newest first. The letter of an id says what it is, so "why s12" is enough; an operator or a job is j9.
+before, newest first. The letter of an id says what it is, so "why s12" is enough; an operator or a job is j9,
+a transfer of a leadership t7.
 
 The journal holds the latest decisions only. With --full the candidates of past decisions are shown as well.`,
 		Example: `  shardctl why s12
@@ -106,7 +107,7 @@ func whySubject(args []string) (name string, ask asker, err error) {
 	if len(args) == 2 {
 		kind = args[0]
 	} else if id != "" {
-		kind = map[string]string{"s": "shard", "n": "node", "j": "operator"}[strings.ToLower(id[:1])]
+		kind = map[string]string{"s": "shard", "n": "node", "j": "operator", "t": "operator"}[strings.ToLower(id[:1])]
 	}
 	var n uint64
 	switch kind {
@@ -121,8 +122,13 @@ func whySubject(args []string) (name string, ask asker, err error) {
 			return a.WhyNode(ctx, n, limit)
 		}, err
 	case "operator", "job":
-		n, err = number("operator", "j", id)
-		return jobName(n), func(a *admin.Client, ctx context.Context, limit uint32) (*sharddv1.WhyResponse, error) {
+		if strings.HasPrefix(strings.ToLower(id), "t") {
+			n, err = number("transfer", "t", id)
+			n += admin.FirstTransfer
+		} else {
+			n, err = number("operator", "j", id)
+		}
+		return operatorName(n), func(a *admin.Client, ctx context.Context, limit uint32) (*sharddv1.WhyResponse, error) {
 			return a.WhyOperator(ctx, n, limit)
 		}, err
 	}
@@ -131,16 +137,28 @@ func whySubject(args []string) (name string, ask asker, err error) {
 }
 
 func whyText(w io.Writer, name string, r *sharddv1.WhyResponse, now time.Time, full bool) error {
-	if _, err := fmt.Fprintf(w, "%s: %s\n", name, cli.Cut(orElse(r.GetSummary(), "nothing is known"), 1<<16)); err != nil {
+	summary := orElse(r.GetSummary(), "nothing is known")
+	if !strings.HasPrefix(summary, name) {
+		summary = name + ": " + summary
+	}
+	if _, err := fmt.Fprintln(w, cli.Cut(summary, 1<<16)); err != nil {
 		return err
+	}
+	var decisions []*sharddv1.Decision
+	for _, d := range r.GetNow() {
+		if !found(d) {
+			decisions = append(decisions, d)
+		} else if err := findings(w, d); err != nil {
+			return err
+		}
 	}
 	if _, err := fmt.Fprintln(w, "\nwhat the driver would do now"); err != nil {
 		return err
 	}
-	if len(r.GetNow()) == 0 {
+	if len(decisions) == 0 {
 		fmt.Fprintln(w, "  nothing")
 	}
-	for _, d := range r.GetNow() {
+	for _, d := range decisions {
 		if _, err := fmt.Fprintln(w, "  "+decisionLine(d)); err != nil {
 			return err
 		}
@@ -172,10 +190,46 @@ func whyText(w io.Writer, name string, r *sharddv1.WhyResponse, now time.Time, f
 	return nil
 }
 
+// found reports whether a decision is none, but what the checks have found: lines without a verdict.
+func found(d *sharddv1.Decision) bool {
+	for _, k := range d.GetCandidates() {
+		if k.GetVerdict() != "" {
+			return false
+		}
+	}
+	return len(d.GetCandidates()) > 0
+}
+
+// findings are lines of what and how, indented.
+func findings(w io.Writer, d *sharddv1.Decision) error {
+	var rows [][]string
+	for _, k := range d.GetCandidates() {
+		rows = append(rows, []string{cli.Cut(k.GetWhat(), 1<<16), cli.Cut(k.GetDetail(), 1<<16)})
+	}
+	return indented(w, nil, rows, "  ")
+}
+
+// indented is a table with something in front of each line; without a header it has none.
+func indented(w io.Writer, header []string, rows [][]string, indent string) error {
+	var b strings.Builder
+	if err := cli.Table(&b, header, rows); err != nil {
+		return err
+	}
+	for l := range strings.Lines(b.String()) {
+		if l == "\n" {
+			continue // no header
+		}
+		if _, err := io.WriteString(w, indent+l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func decisionLine(d *sharddv1.Decision) string {
 	line := d.GetBy() + ": " + d.GetOutcome()
 	if d.GetOperatorId() != 0 {
-		line += " (" + jobName(d.GetOperatorId()) + ")"
+		line += " (" + operatorName(d.GetOperatorId()) + ")"
 	}
 	return cli.Cut(line, 1<<16)
 }
@@ -202,16 +256,7 @@ func candidateTable(w io.Writer, candidates []*sharddv1.Candidate, indent string
 		}
 		rows = append(rows, append(row, cli.Cut(k.GetDetail(), 1<<16)))
 	}
-	var b strings.Builder
-	if err := cli.Table(&b, header, rows); err != nil {
-		return err
-	}
-	for l := range strings.Lines(b.String()) {
-		if _, err := io.WriteString(w, indent+l); err != nil {
-			return err
-		}
-	}
-	return nil
+	return indented(w, header, rows, indent)
 }
 
 func score(f float64) string {

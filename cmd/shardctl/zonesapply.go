@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +29,7 @@ func newZonesApply(o *conn) *cobra.Command {
 		Short: "Check new placement rules, show what they change, and make them the rules",
 		Long: `Check new placement rules, show what they change and what the present nodes cannot satisfy, ask, and make them
 the rules. What is applied is what was shown: if someone else has changed the rules in between, it is refused (exit code
-6). The placement driver then moves what has to move; "shardctl balance simulate --rules FILE" says before what that is.
+6), and so are rules that the nodes there are can never satisfy. The placement driver then moves what has to move; "shardctl balance simulate --rules FILE" says before what that is.
 
 In scripts --yes stands for the answer; --dry-run ends after the showing.`,
 		Example: `  shardctl zones get > rules.yaml
@@ -82,6 +83,15 @@ func (o *conn) applyZones(c *cobra.Command, yaml string, dryRun, yes, asJSON boo
 	if err := zonesChange(out, checked, revision); err != nil {
 		return err
 	}
+	if n := fatal(checked); n > 0 {
+		if asJSON {
+			if err := cli.JSON(c.OutOrStdout(), toAppliedJSON(checked, revision, false)); err != nil {
+				return err
+			}
+		}
+		return cli.Fail(cli.ExitConflict, "Change the rules, or add nodes first. Nothing was changed.",
+			"the present nodes can never satisfy these rules (errors: %d)", n)
+	}
 	if dryRun || len(checked.GetDiff()) == 0 {
 		if asJSON {
 			return cli.JSON(c.OutOrStdout(), toAppliedJSON(checked, revision, false))
@@ -104,6 +114,17 @@ func (o *conn) applyZones(c *cobra.Command, yaml string, dryRun, yes, asJSON boo
 		_, err = fmt.Fprintf(c.OutOrStdout(), "\napplied: revision %d\n", r.GetRevision())
 		return err
 	})
+}
+
+// fatal counts what makes the cluster refuse the rules; the others are warnings.
+func fatal(r *sharddv1.ApplyZonesResponse) int {
+	n := 0
+	for _, w := range r.GetWarnings() {
+		if strings.HasPrefix(w, "error:") {
+			n++
+		}
+	}
+	return n
 }
 
 func toAppliedJSON(r *sharddv1.ApplyZonesResponse, revision uint64, applied bool) appliedJSON {
