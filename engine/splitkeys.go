@@ -42,7 +42,7 @@ type SplitOptions struct {
 	SizeBytes uint64
 	// Groups are keys that stay together.
 	Groups []KeyGroup
-	// ScanBytesPerSecond bounds a scan of the keys, 32 MiB.
+	// ScanBytesPerSecond bounds a scan of the keys, 64 MiB; values in blob files are not read.
 	ScanBytesPerSecond int
 }
 
@@ -51,7 +51,7 @@ func (o SplitOptions) withDefaults() SplitOptions {
 		o.MaxKeys = 64
 	}
 	if o.ScanBytesPerSecond == 0 {
-		o.ScanBytesPerSecond = 32 << 20
+		o.ScanBytesPerSecond = 64 << 20
 	}
 	return o
 }

@@ -88,6 +88,12 @@ type Settings struct {
 	LowSpaceBytes      int64
 	CriticalSpaceBytes int64
 	ReserveBytes       int64
+	// SplitBytes is the size at which shards split, SplitLoadRequests and SplitLoadBytes the requests per second, and their
+	// bytes, at which they split by load; see shard.SplitLimits for the defaults. Negative: never. What is set for the
+	// cluster comes before the first two.
+	SplitBytes        int64
+	SplitLoadRequests float64
+	SplitLoadBytes    float64
 	// NoBalance keeps the placement driver from working where this node leads the meta shard. Its reports are taken all
 	// the same.
 	NoBalance bool

@@ -60,6 +60,8 @@ type member struct {
 
 	// unfit are the stores that should be given no leadership, as the meta leader last said; nil: none.
 	unfit atomic.Pointer[map[base.StoreID]bool]
+	// choosing bounds the searches for split keys.
+	choosing turns
 	// metaHint is the node that last said it leads the meta shard, for nodes without a replica of it.
 	metaHint atomic.Uint64
 	// metaSeen is the Boot time of the last answered report, 0 before the first.
@@ -82,7 +84,7 @@ func (n *Node) boot() (*member, error) {
 		n: n, log: log, clock: n.cfg.Clock, cluster: id.Cluster, self: id.Store, incarnation: inc,
 		book: newBook(n.eng, log, id), scans: newScanWorkers(n.cfg.Settings.ScanWorkers, n.metrics.scans),
 		snapshots: &snapshots{}, verifier: newVerifier(n.cfg.Clock, n.metrics.verified), index: newIndex(),
-		verifyPatience: defaultVerifyPatience,
+		verifyPatience: defaultVerifyPatience, choosing: make(turns, choosers),
 	}
 	m.meta.Store(id.Meta)
 	m.verifier.damaged = func(d *base.Descriptor, why string) { m.store.QuarantineRange(d.Start, d.End, why) }
@@ -97,6 +99,7 @@ func (n *Node) boot() (*member, error) {
 			Factor: uint64(s.LogFactor), FloorBytes: uint64(s.LogFloorBytes),
 			ShardCapBytes: uint64(s.LogShardCapBytes), StoreCapBytes: uint64(s.LogStoreCapBytes),
 		},
+		Split:   s.splitLimits(),
 		MayLead: m.mayLead, OnSplit: m.onSplit,
 		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
 			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)

@@ -108,6 +108,7 @@ func (m *member) report(ctx context.Context) error {
 	s.full = resp.WantFull
 	s.answered = now
 	m.learnUnfit(resp.Unfit)
+	m.learnSplit(resp.SplitBytes, resp.SplitRequests)
 	m.obeyDrain(resp.Draining)
 	return nil
 }

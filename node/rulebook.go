@@ -50,6 +50,14 @@ func (b *ruleBook) get() policy {
 	return b.policy
 }
 
+// known returns the policy, and whether it was ever read.
+func (b *ruleBook) known() (policy, bool) {
+	p := b.get()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return p, b.read
+}
+
 // refresh reads the policy if what is known is old, or in any case. Rules that cannot be read leave the old ones in
 // force, and an error.
 func (b *ruleBook) refresh(ctx context.Context, dir *placement.Directory, now time.Duration, always bool) (policy, error) {
@@ -97,16 +105,23 @@ func (m *member) limits(b *placement.Balance) placement.BalanceLimits {
 	if s.MergeBytes > 0 {
 		own.MergeBytes = uint64(s.MergeBytes)
 	}
+	lim := s.splitLimits().WithDefaults()
+	own.SplitBytes, own.SplitRequests = uint64(neverIfNegative(float64(lim.Bytes))), neverIfNegative(lim.Requests)
+	if lim.Bytes < 0 && own.MergeBytes == 0 {
+		own.MergeBytes = plan.Config{}.WithDefaults().MergeBytes // not a tenth of never
+	}
 	return b.BalanceLimits.Or(own)
 }
 
 // planConfig is what the planner is set to under a policy.
 func (m *member) planConfig(p *policy) plan.Config {
 	l := m.limits(&p.balance)
+	own := m.n.cfg.Settings.splitLimits().WithDefaults()
 	cfg := plan.Config{
 		Rules: p.forPlan, Operators: int(l.Operators), StoreSnapshots: int(l.NodeSnapshots),
 		StoreTransfers: int(l.NodeTransfers), DownAfter: l.DownAfter, SplitBytes: l.SplitBytes,
-		SplitRequests: uint64(l.SplitRequests), MergeBytes: l.MergeBytes, MergeAge: l.MergeAge, Off: m.pausedParts(p),
+		SplitRequests: uint64(l.SplitRequests), SplitByteRate: uint64(neverIfNegative(own.RequestBytes)),
+		SplitCPUMicros: uint64(neverIfNegative(own.CPUMicros)), MergeBytes: l.MergeBytes, MergeAge: l.MergeAge, Off: m.pausedParts(p),
 		SnapshotRate: max(m.n.cfg.Settings.SnapshotSendBytes/8, 1<<20),
 	}
 	cfg = cfg.WithDefaults()
@@ -114,6 +129,14 @@ func (m *member) planConfig(p *policy) plan.Config {
 	// A split size that was lowered alone takes the merge size with it.
 	cfg.MergeBytes = min(cfg.MergeBytes, cfg.SplitBytes/4)
 	return cfg
+}
+
+// neverIfNegative is a limit on splits as the planner takes it.
+func neverIfNegative(limit float64) float64 {
+	if limit < 0 {
+		return neverSplit
+	}
+	return limit
 }
 
 // pausedParts are the parts of the planner that do nothing.

@@ -80,11 +80,13 @@ func (m *member) splitBefore(req *pb.SplitShardRequest) (out []*base.Descriptor)
 // splitSides turns a request into keys: those that it gives, or those that the leader chooses.
 func (m *member) splitSides(ctx context.Context, req *pb.SplitShardRequest) ([]shard.SplitSide, error) {
 	keys := req.Keys
+	var shares []uint32
 	if len(keys) == 0 {
-		var err error
-		if keys, err = m.chooseSplitKeys(ctx, req); err != nil {
+		chosen, err := m.chooseSplitKeys(ctx, req)
+		if err != nil {
 			return nil, err
 		}
+		keys, shares = chosen.keys, chosen.shares
 	}
 	if len(keys) > len(req.NewShardIds) {
 		return nil, status.Errorf(codes.InvalidArgument, "split s%d: %d keys, but ids for %d new shards",
@@ -92,18 +94,14 @@ func (m *member) splitSides(ctx context.Context, req *pb.SplitShardRequest) ([]s
 	}
 	sides := make([]shard.SplitSide, len(keys))
 	for i, key := range keys {
-		// Nothing better is known of what lies between the keys than that whoever chose them wanted equal parts.
-		sides[i] = shard.SplitSide{
-			ID: base.ShardID(req.NewShardIds[i]), Start: key, Share: uint32(wire.SplitShares / (len(keys) + 1)),
+		// Of what lies between keys that are given, nothing better is known than that equal parts were wanted.
+		share := uint32(wire.SplitShares / (len(keys) + 1))
+		if shares != nil {
+			share = shares[i+1]
 		}
+		sides[i] = shard.SplitSide{ID: base.ShardID(req.NewShardIds[i]), Start: key, Share: share}
 	}
 	return sides, nil
-}
-
-// chooseSplitKeys finds the keys of a split that gives none, at the leader: by size or by load, never inside a group of
-// keys, no more than there are ids for.
-func (m *member) chooseSplitKeys(_ context.Context, req *pb.SplitShardRequest) ([][]byte, error) {
-	return nil, status.Errorf(codes.Unimplemented, "split s%d: give the keys", req.ShardId)
 }
 
 // boundaryStatus maps errors of boundary commands.

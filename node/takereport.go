@@ -107,6 +107,7 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 	resp.WantFull, resp.Leader = full || lost, uint64(m.self)
 	resp.Draining = m.drainMode(ctx, r.Node.ID)
 	resp.Unfit = m.unfitNodes(ctx)
+	resp.SplitBytes, resp.SplitRequests = m.splitNews()
 	return resp, nil
 }
 

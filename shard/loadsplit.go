@@ -42,24 +42,31 @@ type SplitLimits struct {
 	// RequestBytes is the number of bytes read and written per second at which a shard splits by load, 32 MiB: what
 	// a node moves for snapshots by default, so that a shard can be moved faster than it is written.
 	RequestBytes float64
+	// CPUMicros is the estimate of CPU at which a shard splits by load, 500,000 us per second: half of a core. Scans, and
+	// writes with large values, come to it before they come to the others.
+	CPUMicros float64
 }
 
-func (l SplitLimits) withDefaults() SplitLimits {
+// WithDefaults returns the limits with the default where a field is zero.
+func (l SplitLimits) WithDefaults() SplitLimits {
 	orElse(&l.Bytes, 256<<20)
 	orElse(&l.Requests, 2500)
 	orElse(&l.RequestBytes, 32<<20)
+	orElse(&l.CPUMicros, 500_000)
 	return l
 }
 
 // busy reports whether a load calls for a split.
 func (l *SplitLimits) busy(rate Load) bool {
-	return l.Requests > 0 && rate.Requests() >= l.Requests || l.RequestBytes > 0 && rate.Bytes() >= l.RequestBytes
+	return l.Requests > 0 && rate.Requests() >= l.Requests || l.RequestBytes > 0 && rate.Bytes() >= l.RequestBytes ||
+		l.CPUMicros > 0 && rate.CPUMicros >= l.CPUMicros
 }
 
-// watchedRequests and watchedBytes are the load, per second, from which on requests are sampled. It takes some 25 KiB.
+// These are the loads, per second, from which on requests are sampled. It takes some 25 KiB.
 const (
 	watchedRequests = 100
 	watchedBytes    = 4 << 20
+	watchedMicros   = 20_000
 )
 
 // watched reports whether requests are to be sampled; over is by how much the load may be below the border.
@@ -71,7 +78,7 @@ func (l *SplitLimits) watched(rate Load, over float64) bool {
 	if l.RequestBytes > 0 {
 		size = min(size, l.RequestBytes/4)
 	}
-	return rate.Requests()*over >= requests || rate.Bytes()*over >= size
+	return rate.Requests()*over >= requests || rate.Bytes()*over >= size || rate.CPUMicros*over >= watchedMicros
 }
 
 func (s *Store) splitLimits() *SplitLimits { return s.split.Load() }
@@ -79,7 +86,7 @@ func (s *Store) splitLimits() *SplitLimits { return s.split.Load() }
 // SetSplitLimits changes when shards count as due for a split, and when their leaders here refuse writes; zero fields
 // mean the default. It holds until the next start.
 func (s *Store) SetSplitLimits(l SplitLimits) {
-	l = l.withDefaults()
+	l = l.WithDefaults()
 	s.split.Store(&l)
 }
 

@@ -289,7 +289,7 @@ func (c *splitCommand) decide(h *halt, b *engine.Batch) (boundaryOutcome, error)
 		publish: func(ownLocked func()) {
 			leads = r.lead.Load().leads
 			s.publishSplit(r, made, leads, ownLocked)
-			r.load.share(s.clock.Boot(), max(stays, 0))
+			r.shareLoad(max(stays, 0))
 			r.leaving.Store(false)
 			s.log.Info("shard split", "replica", r.String(), "index", h.entry.Index, "left", left.String(),
 				"rights", len(c.Rights))
@@ -369,7 +369,7 @@ func (s *Store) publishSplit(left *replica, made []half, leads bool, ownLocked f
 			continue
 		}
 		r.in.campaign = leads
-		r.load.inherit(&left.load, s.clock.Boot(), made[i].share)
+		r.inheritLoad(left, made[i].share)
 		born, overs = append(born, r), append(overs, made[i].over)
 	}
 	s.mu.Lock()

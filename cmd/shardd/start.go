@@ -82,8 +82,18 @@ func nodeSettings(cfg *config.Config) node.Settings {
 		LogFactor: cfg.LogFactor, LogFloorBytes: cfg.LogFloorBytes, LogShardCapBytes: cfg.LogShardCapBytes,
 		LogStoreCapBytes: cfg.LogStoreCapBytes,
 		LowSpaceBytes:    cfg.LowSpaceBytes, CriticalSpaceBytes: cfg.CriticalSpaceBytes, ReserveBytes: cfg.ReserveBytes,
-		NoBalance: !cfg.Balance, DownAfter: cfg.DownAfter, MergeBytes: cfg.MergeBytes, MergeAge: cfg.MergeAge,
+		SplitBytes: cfg.SplitBytes, SplitLoadRequests: orNever(float64(cfg.SplitLoadRequests)),
+		SplitLoadBytes: float64(cfg.SplitLoadBytes),
+		NoBalance:      !cfg.Balance, DownAfter: cfg.DownAfter, MergeBytes: cfg.MergeBytes, MergeAge: cfg.MergeAge,
 	}
+}
+
+// orNever turns the 0 of a setting into what the node takes for never, where 0 is its default.
+func orNever(v float64) float64 {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 // limitMemory sets the collector up. Variables that the Go runtime reads itself win over our defaults.

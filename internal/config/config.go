@@ -50,6 +50,10 @@ type Config struct {
 	CriticalSpaceBytes int64
 	ReserveBytes       int64
 
+	SplitBytes        int64 // -1: never by size
+	SplitLoadRequests int   // a second; 0: never by requests
+	SplitLoadBytes    int64 // a second; -1: never by their bytes
+
 	Balance    bool
 	DownAfter  time.Duration
 	MergeBytes int64 // 0: a tenth of the split size; -1: none merge
@@ -148,6 +152,16 @@ func Table(c *Config) []*Setting {
 		{Name: "disk-reserve", Value: bytesVar(&c.ReserveBytes, 0), Doc: "Size of a file that is given up at a start on a " +
 			"full disk, so that recovery has room. 0: 1% of the disk, at most 64MiB; -1: none."},
 
+		{Name: "split-size", Value: bytesVar(&c.SplitBytes, 256<<20), Doc: "Size on disk at which a shard is split. At " +
+			"twice that its leader refuses writes that add bytes until it is. Smaller shards move and recover sooner, and " +
+			"there are more of them to keep. -1: none is. `shardctl balance limits` and the rules change it for the cluster."},
+		{Name: "split-load-requests", Value: intVar(&c.SplitLoadRequests, 2500, 0, 1<<30), Doc: "Reads and writes per " +
+			"second at which a shard is split by its load, unless one key has most of it. The default is between a tenth and " +
+			"a quarter of a core. 0: none is."},
+		{Name: "split-load-bytes", Value: bytesVar(&c.SplitLoadBytes, 32<<20), Doc: "Bytes read and written per second at " +
+			"which a shard is split by its load. The default is what snapshots may take, so that a shard can be moved " +
+			"faster than it is written. -1: none is."},
+
 		{Name: "balance", Value: boolVar(&c.Balance, true), Doc: "Let the placement driver work when the node leads the " +
 			"meta shard: split, merge, repair and spread shards. `shardctl balance pause` does the same for the whole " +
 			"cluster while it runs. The same on all nodes."},
@@ -183,6 +197,10 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("stop-timeout is %s: it must be above 0", c.StopTimeout)
 	case c.DownAfter < 10*time.Second:
 		return fmt.Errorf("down-after is %s: it must be at least 10s, since nodes report each second", c.DownAfter)
+	case c.SplitBytes < 1<<20 && c.SplitBytes != -1:
+		return fmt.Errorf("split-size is %s: it must be at least 1MiB, or -1 for no splits by size", FormatBytes(c.SplitBytes))
+	case c.SplitLoadBytes < 1 && c.SplitLoadBytes != -1:
+		return fmt.Errorf("split-load-bytes is %d: it must be above 0, or -1 for no splits by bytes", c.SplitLoadBytes)
 	case c.MergeAge < 0:
 		return fmt.Errorf("merge-age is %s: it may not be negative", c.MergeAge)
 	case c.MemoryLimit < -1:

@@ -1439,7 +1439,12 @@ type ReportResponse struct {
 	// Nodes that should be given no leaderships: drained, about to stop, short of disk space or unhealthy.
 	Unfit []uint64 `protobuf:"varint,7,rep,packed,name=unfit,proto3" json:"unfit,omitempty"`
 	// Nodes that are gone for good: the reporting node fences them.
-	Fenced        []uint64 `protobuf:"varint,8,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
+	Fenced []uint64 `protobuf:"varint,8,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
+	// Size at which shards split by the cluster's settings, or by the rule that allows the most; 0: none do; absent if
+	// the receiver does not know. At twice that leaders refuse writes that add bytes.
+	SplitBytes *uint64 `protobuf:"varint,9,opt,name=split_bytes,json=splitBytes,proto3,oneof" json:"split_bytes,omitempty"`
+	// Requests per second at which shards split by load; 0: none do.
+	SplitRequests *float64 `protobuf:"fixed64,10,opt,name=split_requests,json=splitRequests,proto3,oneof" json:"split_requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1528,6 +1533,20 @@ func (x *ReportResponse) GetFenced() []uint64 {
 		return x.Fenced
 	}
 	return nil
+}
+
+func (x *ReportResponse) GetSplitBytes() uint64 {
+	if x != nil && x.SplitBytes != nil {
+		return *x.SplitBytes
+	}
+	return 0
+}
+
+func (x *ReportResponse) GetSplitRequests() float64 {
+	if x != nil && x.SplitRequests != nil {
+		return *x.SplitRequests
+	}
+	return 0
 }
 
 type ReplicaRequest struct {
@@ -4305,7 +4324,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\runinitialised\x18\x0e \x01(\bR\runinitialised\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x0f \x01(\x04R\treplicaId\x12\x19\n" +
-	"\bshard_id\x18\x10 \x01(\x04R\ashardId\"\xdd\x02\n" +
+	"\bshard_id\x18\x10 \x01(\x04R\ashardId\"\xd2\x03\n" +
 	"\x0eReportResponse\x12F\n" +
 	"\taddresses\x18\x01 \x03(\v2(.shardd.v1.ReportResponse.AddressesEntryR\taddresses\x12\x1b\n" +
 	"\twant_full\x18\x02 \x01(\bR\bwantFull\x12\x1d\n" +
@@ -4315,10 +4334,16 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x0fmeta_descriptor\x18\x05 \x01(\fR\x0emetaDescriptor\x12\x1a\n" +
 	"\bdraining\x18\x06 \x01(\tR\bdraining\x12\x14\n" +
 	"\x05unfit\x18\a \x03(\x04R\x05unfit\x12\x16\n" +
-	"\x06fenced\x18\b \x03(\x04R\x06fenced\x1a<\n" +
+	"\x06fenced\x18\b \x03(\x04R\x06fenced\x12$\n" +
+	"\vsplit_bytes\x18\t \x01(\x04H\x00R\n" +
+	"splitBytes\x88\x01\x01\x12*\n" +
+	"\x0esplit_requests\x18\n" +
+	" \x01(\x01H\x01R\rsplitRequests\x88\x01\x01\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0e\n" +
+	"\f_split_bytesB\x11\n" +
+	"\x0f_split_requests\"J\n" +
 	"\x0eReplicaRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x19\n" +
@@ -4778,6 +4803,7 @@ func file_shardd_v1_internal_proto_init() {
 		(*StreamResponse_Staged)(nil),
 		(*StreamResponse_Installed)(nil),
 	}
+	file_shardd_v1_internal_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
