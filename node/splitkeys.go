@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -123,11 +122,9 @@ func (m *member) keysByLoad(id base.ShardID, groups []engine.KeyGroup) (chosenKe
 }
 
 const (
-	keysHot   = "hot"
-	keysEven  = "even"
-	maxKeys   = 1000
-	fewHot    = 20 // of a request without a limit
-	keysReply = 10 * time.Second
+	keysHot  = "hot"
+	keysEven = "even"
+	maxKeys  = 1000
 )
 
 // ShardKeys implements InternalService.
@@ -150,7 +147,7 @@ func (m *member) keysHere(ctx context.Context, id base.ShardID, what string, lim
 	switch what {
 	case keysHot:
 		if limit == 0 {
-			limit = fewHot
+			limit = hotKeys
 		}
 		keys, sampled, err := m.store.HotKeys(id, limit)
 		if err != nil {
@@ -179,39 +176,6 @@ func (m *member) keysHere(ctx context.Context, id base.ShardID, what string, lim
 		return nil, status.Errorf(codes.InvalidArgument, "keys of %s: %q is neither %s nor %s", id, what, keysHot, keysEven)
 	}
 	return resp, nil
-}
-
-// shardKeys asks the leader of a shard for keys.
-func (m *member) shardKeys(ctx context.Context, id base.ShardID, what string, limit int) (
-	resp *pb.ShardKeysResponse, at base.StoreID, err error) {
-	ctx, cancel := context.WithTimeout(ctx, keysReply)
-	defer cancel()
-	req := &pb.ShardKeysRequest{ClusterId: m.cluster[:], ShardId: uint64(id), What: what, Limit: uint32(limit)}
-	err = m.atLeader(ctx, id, func(to base.StoreID) error {
-		at = to
-		c, err := m.internalOf(to)
-		if err != nil {
-			return status.Error(codes.Unavailable, err.Error())
-		}
-		if resp, err = c.ShardKeys(ctx, req); err == nil && resp.NotLeader {
-			return &notLead{base.StoreID(resp.Leader)}
-		}
-		return err
-	})
-	return resp, at, err
-}
-
-// HotKeys implements AdminService.
-func (s *adminService) HotKeys(ctx context.Context, req *pb.HotKeysRequest) (*pb.HotKeysResponse, error) {
-	m, err := s.n.needMember()
-	if err != nil {
-		return nil, err
-	}
-	resp, at, err := m.shardKeys(ctx, base.ShardID(req.ShardId), keysHot, int(min(req.Limit, maxKeys)))
-	if err != nil {
-		return nil, err
-	}
-	return &pb.HotKeysResponse{Keys: resp.Keys, Sampled: resp.Sampled, NodeId: uint64(at)}, nil
 }
 
 // turns lets so many go on at the same time as it has room for.
