@@ -109,10 +109,10 @@ func operatorsOf(j *placement.Job, now time.Duration) []plan.Operator {
 	}
 	var out []plan.Operator
 	for _, m := range j.Moves {
+		from := placement.MoveJob(j, &m).Spec.From
 		out = append(out, plan.Operator{
-			ID: uint64(j.ID), Kind: plan.OpMove, Shard: m.Shard, From: s.From, To: m.To, Replica: m.Replica,
-			Learner: m.Learner, Maker: op.Maker, Reason: s.Kind.String() + " " + s.From.String(), Created: now,
-			Deadline: op.Deadline,
+			ID: uint64(j.ID), Kind: plan.OpMove, Shard: m.Shard, From: from, To: m.To, Replica: m.Replica,
+			Learner: m.Learner, Maker: op.Maker, Reason: s.Kind.String(), Created: now, Deadline: op.Deadline,
 		})
 	}
 	switch s.Kind {

@@ -209,7 +209,9 @@ func (r *jobRunner) plan(ctx context.Context, s placement.JobSpec, dry bool) (*p
 		return r.planDrain(ctx, s, dry)
 	case placement.JobSplit:
 		return r.planSplit(ctx, s)
-	case placement.JobMerge, placement.JobScatter:
+	case placement.JobScatter:
+		return r.planScatter(ctx, s)
+	case placement.JobMerge:
 		return nil, status.Errorf(codes.Unimplemented, "this node knows no jobs that %s", s.Kind)
 	}
 	now, err := r.world.now(ctx, s.Shard)

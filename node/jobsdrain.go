@@ -40,23 +40,8 @@ func (d *drainTask) step(ctx context.Context) {
 		d.planned = -drainLook
 		d.busy = d.yield
 	}
-	before := len(d.job.Moves)
-	for i := range d.job.Moves {
-		d.stepMove(ctx, &d.job.Moves[i])
-	}
-	d.job.Moves = slices.DeleteFunc(d.job.Moves, func(m placement.Move) bool {
-		if !m.State.Ended() {
-			return false
-		}
-		delete(d.movers, m.Shard)
-		if m.State != placement.JobDone {
-			d.rest(m.Shard, m.Error)
-		}
-		return true
-	})
-	if len(d.job.Moves) != before {
+	if d.stepMoves(ctx) {
 		d.planned = -drainLook
-		d.touch(true)
 	}
 	if now := d.r.clock.Boot(); now-d.planned >= drainLook {
 		d.planned = now
@@ -161,11 +146,12 @@ func (d *drainTask) begin(ctx context.Context, m placement.Move, nodes map[base.
 		d.rest(m.Shard, status.Convert(err).Message())
 		return
 	}
-	spec := placement.JobSpec{Kind: placement.JobMove, Shard: m.Shard, From: d.job.Spec.From, To: m.To}
+	from := placement.MoveJob(d.job, &m).Spec.From
+	spec := placement.JobSpec{Kind: placement.JobMove, Shard: m.Shard, From: from, To: m.To}
 	planned, err := placement.Plan(spec, now, nodes)
 	if err != nil {
 		var refused *placement.RefusedError
-		if _, there := now.Desc.ReplicaOn(d.job.Spec.From); !there && errors.As(err, &refused) {
+		if _, there := now.Desc.ReplicaOn(from); !there && errors.As(err, &refused) {
 			return // it has gone already
 		}
 		d.rest(m.Shard, err.Error())

@@ -410,3 +410,13 @@ func (c *fakeCluster) picker(base.StoreID) func(*base.Descriptor, map[base.Store
 }
 
 func (c *fakeCluster) listing(base.StoreID) []*base.Descriptor { return nil }
+
+func (c *fakeCluster) fits() func(*base.Descriptor, base.StoreID, base.StoreID) bool {
+	return func(*base.Descriptor, base.StoreID, base.StoreID) bool { return true }
+}
+
+func (c *fakeCluster) leader(d *base.Descriptor) base.StoreID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.shards[d.Shard].Leader
+}

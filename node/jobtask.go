@@ -68,6 +68,8 @@ func (t *jobTask) run(ctx context.Context) {
 		step = (&drainTask{jobTask: t}).step
 	case placement.JobSplit:
 		step = (&splitTask{jobTask: t}).step
+	case placement.JobScatter:
+		step = (&scatterTask{drainTask: drainTask{jobTask: t}}).step
 	case placement.JobVerify:
 		v := &verifyTask{jobTask: t}
 		defer v.stop()

@@ -35,6 +35,10 @@ type jobWorld interface {
 	split(ctx context.Context, ask splitAsk) error
 	// picker returns what chooses the node for a replica that leaves one, nil for placement.PickTarget.
 	picker(from base.StoreID) func(*base.Descriptor, map[base.StoreID]placement.NodeNow) (base.StoreID, string)
+	// fits returns what says whether the rules hold as well with a replica on another node.
+	fits() func(d *base.Descriptor, from, to base.StoreID) bool
+	// leader returns the node that is thought to lead a shard, 0 if nothing is known.
+	leader(d *base.Descriptor) base.StoreID
 	// listing returns the shards that list a node as far as the reports say.
 	listing(id base.StoreID) []*base.Descriptor
 }

@@ -245,3 +245,34 @@ func (w memberWorld) listing(id base.StoreID) (out []*base.Descriptor) {
 	}
 	return out
 }
+
+func (w memberWorld) leader(d *base.Descriptor) base.StoreID { return w.m.leaderOf(d) }
+
+// fits judges by the rules whether a replica may go to another node.
+func (w memberWorld) fits() func(d *base.Descriptor, from, to base.StoreID) bool {
+	p := w.m.rules.get()
+	labels := make(map[base.StoreID]map[string]string)
+	for id, st := range w.m.reports.view.Stores() {
+		labels[id] = st.Node.Labels
+	}
+	fitters := make(map[int]*rules.Fitter)
+	return func(d *base.Descriptor, from, to base.StoreID) bool {
+		e := p.effective(d.Start)
+		f := fitters[e.Index]
+		if f == nil {
+			f = rules.NewFitter(e)
+			fitters[e.Index] = f
+		}
+		var now, then []rules.Placed
+		for _, r := range d.Replicas {
+			at := rules.Placed{Store: rules.Store{ID: r.Store, Labels: labels[r.Store]}, Learner: r.Role == base.RoleLearner}
+			now = append(now, at)
+			if r.Store == from {
+				at.Store = rules.Store{ID: to, Labels: labels[to]}
+			}
+			then = append(then, at)
+		}
+		ok, _ := f.Allows(rules.Store{ID: to, Labels: labels[to]})
+		return ok && f.Fit(then).Compare(f.Fit(now)) >= 0
+	}
+}

@@ -52,9 +52,13 @@ type DrainAction struct {
 
 // MoveJob is a drain's move as a job of its own, for Next.
 func MoveJob(j *Job, m *Move) *Job {
+	from := m.From
+	if from == 0 {
+		from = j.Spec.From
+	}
 	out := &Job{
 		ID:    j.ID,
-		Spec:  JobSpec{Kind: JobMove, Shard: m.Shard, From: j.Spec.From, To: m.To, Learner: m.Learner},
+		Spec:  JobSpec{Kind: JobMove, Shard: m.Shard, From: from, To: m.To, Learner: m.Learner},
 		State: m.State, Error: m.Error, Replica: m.Replica, Steps: m.Steps,
 	}
 	if len(out.Steps) == 0 {

@@ -205,10 +205,11 @@ type Step struct {
 	Total     uint64
 }
 
-// Move is one replica that a drain moves: a job of its own, kept inside that of the drain.
+// Move is one replica that a drain, a scatter or a merge moves: a job of its own, kept inside that one.
 type Move struct {
 	Shard   base.ShardID
-	Replica base.ReplicaID // on the drained node
+	From    base.StoreID   // 0: the node of the job
+	Replica base.ReplicaID // on that node
 	To      base.StoreID
 	Learner bool
 	State   JobState
@@ -240,7 +241,7 @@ const jobVersion = 2
 //	u16 moves x { u64 shard | u64 replica | u64 to | u8 flags (1: learner) | u8 state | text error }
 //	u16 findings x text
 //	u16 keys x text | u32 parts | u8 by | text start | text end | u64 right | u8 origin | text reason
-//	u64 version | u64 merge
+//	u64 version | u64 merge | moves x u64 from
 func (j *Job) Append(buf []byte) []byte {
 	u64 := binary.BigEndian.AppendUint64
 	buf = append(buf, jobVersion)
@@ -279,7 +280,11 @@ func (j *Job) Append(buf []byte) []byte {
 	buf = appendText(appendText(buf, string(j.Spec.Start)), string(j.Spec.End))
 	buf = append(u64(buf, uint64(j.Spec.Right)), byte(j.Spec.Origin))
 	buf = appendText(buf, clip(j.Spec.Reason))
-	return u64(u64(buf, j.Version), j.Merge)
+	buf = u64(u64(buf, j.Version), j.Merge)
+	for i := range j.Moves {
+		buf = u64(buf, uint64(j.Moves[i].From))
+	}
+	return buf
 }
 
 const (
@@ -360,6 +365,9 @@ func (r *reader) jobTail(j *Job) {
 	j.Spec.Start, j.Spec.End = key(), key()
 	j.Spec.Right, j.Spec.Origin, j.Spec.Reason = base.ShardID(r.u64()), Origin(r.u8()), r.text()
 	j.Version, j.Merge = r.u64(), r.u64()
+	for i := range j.Moves {
+		j.Moves[i].From = base.StoreID(r.u64())
+	}
 }
 
 // flags reads a byte of flags and refuses those that are not known.

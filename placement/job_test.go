@@ -39,7 +39,10 @@ func sampleJobs() []*Job {
 			},
 		},
 		{ID: 12, State: JobRunning, Version: 6, Merge: 1 << 50, Spec: JobSpec{Kind: JobMerge, Shard: 12, Right: 13}},
-		{ID: 13, State: JobDone, Spec: JobSpec{Kind: JobScatter, Start: []byte("\x02a"), End: []byte("\x02b")}},
+		{
+			ID: 13, State: JobRunning, Spec: JobSpec{Kind: JobScatter, Start: []byte("\x02a"), End: []byte("\x02b")},
+			Moves: []Move{{Shard: 12, From: 2, Replica: 2, To: 4, State: JobRunning}},
+		},
 		{ID: 14, State: JobRunning, Spec: JobSpec{Kind: JobDecommission, From: 3}},
 	}
 }
