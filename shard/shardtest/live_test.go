@@ -158,9 +158,9 @@ func (n *liveNode) do(op *wire.Op) wire.Answer {
 		return wire.Answer{Code: wire.Unavailable}
 	}
 	if op.Code.IsRead() {
-		store.ReadIndex([]shard.ReadRequest{{Shard: op.Shard, Version: 1, Req: 1, Waiter: w}})
+		store.ReadIndex([]shard.ReadRequest{{Shard: op.Shard, Version: op.Version, Key: op.Key, Req: 1, Waiter: w}})
 	} else {
-		store.Write([]shard.WriteRequest{{Shard: op.Shard, Version: 1, Req: 1, Raw: op.Append(nil), Waiter: w}})
+		store.Write([]shard.WriteRequest{{Shard: op.Shard, Version: op.Version, Req: 1, Raw: op.Append(nil), Waiter: w}})
 	}
 	n.mu.RUnlock()
 	a := <-w

@@ -28,6 +28,8 @@ import (
 type moving struct {
 	c          *live
 	compaction shard.Compaction
+	splits     bool // shards are split as well
+	nextShard  base.ShardID
 
 	mu struct {
 		sync.Mutex
@@ -283,9 +285,9 @@ func (m *moving) settled() (string, bool) {
 
 // runMoving moves replicas of a few shards among five stores under clients, faults and crashes, with old messages coming
 // back all the time.
-func runMoving(t *testing.T, seed int64, lasts time.Duration) *live {
+func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live {
 	c := &live{t: t, seed: seed, net: simnet.New(seed), clock: clock.Process(), obs: newObserver(t)}
-	m := &moving{c: c, compaction: shard.Compaction{FloorBytes: 2 << 10, ShardCapBytes: 4 << 10, Factor: 1}}
+	m := &moving{c: c, splits: splits, nextShard: 100, compaction: shard.Compaction{FloorBytes: 2 << 10, ShardCapBytes: 4 << 10, Factor: 1}}
 	m.mu.rng, m.mu.counts = rand.New(rand.NewPCG(uint64(seed), 4)), map[string]int{}
 	c.moving, c.stop = m, make(chan struct{})
 	seedRaft(seed)
@@ -320,10 +322,19 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration) *live {
 	c.net.SetFaults(simnet.Faults{MinDelay: time.Millisecond, MaxDelay: 5 * time.Millisecond, Duplicate: 0.05})
 	var clients sync.WaitGroup
 	for i := range 8 {
-		clients.Go(func() { c.client(i) })
+		clients.Go(func() {
+			if splits {
+				c.keyClient(i)
+			} else {
+				c.client(i)
+			}
+		})
 	}
 	for end := c.clock.Boot() + lasts; c.clock.Boot() < end && !t.Failed(); {
 		time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
+		if splits && rng.IntN(6) == 0 {
+			m.split(rng)
+		}
 		switch rng.IntN(8) {
 		case 0:
 			c.torment(rng)
@@ -348,6 +359,9 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration) *live {
 	close(c.stop)
 	clients.Wait()
 	end := c.clock.Boot() + time.Minute
+	if splits {
+		m.forgetShards()
+	}
 	for {
 		why, ok := m.settled()
 		if ok {
@@ -360,6 +374,9 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration) *live {
 		m.reconcile()
 	}
 	m.compare()
+	if splits {
+		m.tiles()
+	}
 	return c
 }
 
@@ -412,7 +429,7 @@ func (m *moving) compare() {
 func TestReplicasMoveUnderFaultsAndNothingIsLost(t *testing.T) {
 	eachSeed(t, 6, func(t *testing.T, seed int64) {
 		var c *live
-		synctest.Test(t, func(t *testing.T) { c = runMoving(t, seed, time.Minute) })
+		synctest.Test(t, func(t *testing.T) { c = runMoving(t, seed, time.Minute, false) })
 		if t.Failed() {
 			return
 		}
