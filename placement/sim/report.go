@@ -7,8 +7,8 @@ import (
 	"github.com/shardd/shardd/placement/plan"
 )
 
-// report has every store that is up report to the view: all its replicas if it was asked to, else what changed.
-func (c *Cluster) report() {
+// Report has every store that is up report to the view: all its replicas if it was asked to, else what changed.
+func (c *Cluster) Report() {
 	for _, s := range c.order {
 		if s.up {
 			c.reportOf(s)

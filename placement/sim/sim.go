@@ -74,6 +74,8 @@ type Cluster struct {
 
 	view    *plan.View
 	planner *plan.Planner
+	last    *plan.Round
+	took    time.Duration // by the last round, in real time
 	// silent: until then there is no driver, and nobody hears the reports.
 	silent time.Duration
 
@@ -198,7 +200,7 @@ func (c *Cluster) Step() {
 	if c.now < c.silent {
 		return
 	}
-	c.report()
+	c.Report()
 	c.Round()
 }
 
@@ -208,7 +210,9 @@ func (c *Cluster) Round() {
 	for i, r := range c.running {
 		ops[i] = &r.op
 	}
+	began := time.Now()
 	round := c.planner.Round(c.view, c.cfg, c.now, ops)
+	c.last, c.took = round, time.Since(began)
 	c.stats.Rounds++
 	c.stats.Quiet++
 	for _, op := range round.Ops {
@@ -217,6 +221,9 @@ func (c *Cluster) Round() {
 	}
 	c.checkLimits()
 }
+
+// Last is what the last round came to, nil before the first.
+func (c *Cluster) Last() *plan.Round { return c.last }
 
 // Shards is the number of shards.
 func (c *Cluster) Shards() int { return len(c.shards) }
@@ -232,4 +239,11 @@ func (c *Cluster) sortedShards() []*shard {
 	}
 	slices.SortFunc(out, func(a, b *shard) int { return cmp.Compare(a.id(), b.id()) })
 	return out
+}
+
+// TimedStep is Step; it returns the real time that the planner took.
+func (c *Cluster) TimedStep() time.Duration {
+	c.took = 0
+	c.Step()
+	return c.took
 }

@@ -180,6 +180,17 @@ func (c *Cluster) elect() {
 	c.leaders = append(c.leaders, later...)
 }
 
+// Transfer moves the leadership of a shard to the voter after the present leader, as something other than the driver may.
+func (c *Cluster) Transfer(id base.ShardID) {
+	sh := c.shards[id]
+	for i, r := range sh.desc.Replicas {
+		if r.Store == sh.leader {
+			c.lead(sh, sh.desc.Replicas[(i+1)%len(sh.desc.Replicas)].Store)
+			return
+		}
+	}
+}
+
 // lead makes a store the leader of a shard.
 func (c *Cluster) lead(sh *shard, id base.StoreID) {
 	c.tell(sh)
