@@ -224,12 +224,15 @@ func (r *round) place(sh *Shard, tr *trace) {
 // better finds the replica and the store to move it to that improve a placement most; to is nil if none does.
 func (r *round) better(sh *Shard, now []Placed, fit Fit, tr *trace) (from Placed, to *Store, t tally) {
 	best := fit
+	limited := uint16(0) // what a limit kept from being looked at may do later
 	for i := range now {
 		if r.at(now[i].Store).out >= r.cfg.StoreSnapshots {
+			limited++
 			continue
 		}
 		keep := r.v.placed(sh, nil, now[i].Store.ID)
 		s, f, tt := r.pick(sh, keep, now[i].Learner, &best, nil)
+		limited += tt.rejected[filterLimit]
 		if s == nil || f.Compare(best) <= 0 {
 			if to == nil {
 				t = tt
@@ -237,6 +240,9 @@ func (r *round) better(sh *Shard, now []Placed, fit Fit, tr *trace) (from Placed
 			continue
 		}
 		from, to, best, t = now[i], s, f, tt
+	}
+	if to == nil {
+		t.rejected[filterLimit] = limited
 	}
 	if to != nil && tr.on() {
 		r.pick(sh, r.v.placed(sh, nil, from.Store.ID), from.Learner, &fit, tr)

@@ -93,7 +93,7 @@ func Simulate(v *View, cfg Config, t Trial) *Tried {
 	// At rest nothing runs and nothing is proposed, not even later, when no shard is left alone any more.
 	still := 0
 	naps := []time.Duration{w.cfg.SlowFor, w.cfg.Cooldown, w.cfg.MaxBackoff, idleFor, w.cfg.MaxBackoff}
-	last := w.now
+	last, nap := w.now, time.Duration(0)
 	for rounds := 0; still < len(naps); rounds++ {
 		if rounds >= t.MaxRounds || w.now-began > t.Limit {
 			out.Unfinished = true
@@ -102,18 +102,34 @@ func Simulate(v *View, cfg Config, t Trial) *Tried {
 		r := w.round()
 		switch {
 		case len(w.running) > 0:
-			still = 0
+			still, nap = 0, 0
 			// A second of planning at a time, and not before something ends.
 			w.to(max(w.running[0].ends, w.now+time.Second))
 			last = w.now
 		case len(r.Ops) == 0:
-			w.to(w.now + naps[still])
-			still++
+			if nap == 0 {
+				nap = w.now + naps[still]
+			}
+			w.to(w.waked(nap))
+			if w.now >= nap {
+				still, nap = still+1, 0
+			}
 		}
 	}
 	out.Took = last - began
 	w.finish(out, nodes)
 	return out
+}
+
+// waked is when the first shard that is left alone now no longer is, at most a time.
+func (w *world) waked(at time.Duration) time.Duration {
+	soon := w.now + time.Second
+	for _, x := range w.p.waits {
+		if x.until > w.now {
+			at = min(at, max(x.until, soon))
+		}
+	}
+	return at
 }
 
 // begin makes the change and returns the nodes as they were before.
