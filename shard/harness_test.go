@@ -128,7 +128,13 @@ func (l *lateSender) Send(to base.StoreID, msgs []wire.RaftMessage) {
 		l.tap(to, msgs)
 	}
 	if l.pass != nil {
-		msgs = slices.DeleteFunc(slices.Clone(msgs), func(m wire.RaftMessage) bool { return !l.pass(&m) })
+		var kept []wire.RaftMessage
+		for _, m := range msgs {
+			if l.pass(&m) { // it may have changed it
+				kept = append(kept, m)
+			}
+		}
+		msgs = kept
 	}
 	l.to.Send(to, msgs)
 }

@@ -87,6 +87,7 @@ func (c *cluster) unconfirmed(shard base.ShardID, key, value string) {
 // tellNothingCommitted keeps what a shard's leader commits from now on from store 3, which has all that is older.
 func (c *cluster) tellNothingCommitted(shard base.ShardID) {
 	c.t.Helper()
+	c.leads(shard, 1)
 	before, _ := c.nodes[3].store.Status(shard)
 	c.leader(shard).filter(func(m *wire.RaftMessage) bool {
 		if m.ToStore == 3 && m.Shard == shard {
