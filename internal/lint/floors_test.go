@@ -29,13 +29,14 @@ var floors = map[string]int{
 	"shard/apply": 2,
 	"snapshotter": 2,
 
-	"shard":           3,
-	"shard/shardtest": 3, // tests only
-	"placement":       3,
-	"placement/sim":   3,
-	"placement/rules": 2,
-	"placement/plan":  1,
-	"router":          3,
+	"shard":              3,
+	"shard/shardtest":    3, // tests only
+	"placement":          3,
+	"placement/sim":      3,
+	"placement/rules":    2,
+	"placement/plan":     1,
+	"placement/recovery": 1,
+	"router":             3,
 
 	"node":         4,
 	"client":       4,
