@@ -61,7 +61,6 @@ func (h *heatMap) sample(v *plan.View, now time.Duration) {
 	if h.sampled != 0 && now-h.sampled < every {
 		return
 	}
-	h.sampled = now
 	col := heatColumn{end: now}
 	per := max((v.Len()+heatRows-1)/heatRows, 1)
 	n := 0
@@ -78,6 +77,10 @@ func (h *heatMap) sample(v *plan.View, now time.Duration) {
 			float64(sh.Load.Requests()), float64(sh.Load.Bytes()), float64(sh.Load.CPUMicros),
 		}, 1)
 	}
+	if n == 0 {
+		return // no report has come yet: nothing is known, which is not the same as no load
+	}
+	h.sampled = now
 	h.add(0, col)
 }
 

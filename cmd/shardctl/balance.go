@@ -177,12 +177,9 @@ func operatorTable(w io.Writer, title string, ops []*sharddv1.Operator) error {
 	}
 	var rows [][]string
 	for _, p := range ops {
-		shard, state := "-", p.GetState()
-		if p.GetShardId() != 0 {
-			shard = shardName(p.GetShardId())
-		}
+		state := orElse(p.GetState(), "-")
 		if p.GetStep() != "" && state == "running" {
-			state = p.GetStep()
+			state = cli.Cut(p.GetStep(), 1<<16)
 		}
 		if p.GetError() != "" {
 			state += ": " + cli.Cut(p.GetError(), 1<<16)
@@ -191,8 +188,21 @@ func operatorTable(w io.Writer, title string, ops []*sharddv1.Operator) error {
 		if p.GetBytes() > 0 {
 			bytes = cli.Bytes(p.GetBytes())
 		}
-		rows = append(rows, []string{operatorName(p.GetOperatorId()), p.GetKind(), shard, span(millis(p.GetAgeMs())), bytes,
-			orElse(state, "-"), cli.Cut(p.GetReason(), 1<<16)})
+		what, reason := operatorTitle(p)
+		rows = append(rows, []string{operatorName(p.GetOperatorId()), what, span(millis(p.GetAgeMs())), bytes, reason, state})
 	}
-	return cli.Table(w, []string{"OPERATOR", "WHAT", "SHARD", "AGE", "BYTES", "STEP", "REASON"}, rows)
+	return cli.Table(w, []string{"OPERATOR", "WHAT", "AGE", "BYTES", "REASON", "STATE"}, rows)
+}
+
+// operatorTitle is what an operator does and why. The reason that nodes give begins with what it does, where that says
+// more than its kind and its shard.
+func operatorTitle(p *sharddv1.Operator) (what, reason string) {
+	what, reason = p.GetKind(), cli.Cut(p.GetReason(), 1<<16)
+	if p.GetShardId() != 0 {
+		what += " " + shardName(p.GetShardId())
+	}
+	if full, rest, ok := strings.Cut(reason, "; "); ok && strings.HasPrefix(full, what) {
+		return full, rest
+	}
+	return what, reason
 }

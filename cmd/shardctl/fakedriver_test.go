@@ -58,7 +58,7 @@ func (f *fakeCluster) BalanceStatus(
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &sharddv1.BalanceStatusResponse{State: "running", Term: 5, Rounds: 1204, LastRoundMicros: 1340,
-		Running: []*sharddv1.Operator{{OperatorId: 9, Kind: "move", ShardId: 2, Reason: "n2 is in the zone of n1",
+		Running: []*sharddv1.Operator{{OperatorId: 9, Kind: "move", ShardId: 2, Reason: "move s2 n2 -> n4; rules: n2 is in the zone of n1",
 			Step: "snapshot", AgeMs: 61000, Bytes: 256 << 20, State: "running"}},
 		Recent: []*sharddv1.Operator{
 			{OperatorId: admin.FirstTransfer + 8, Kind: "transfer", ShardId: 3, Reason: "n1 leads 2 more than n3", AgeMs: 140000, State: "done"},

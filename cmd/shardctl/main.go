@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -141,15 +142,31 @@ func (o *conn) open(ctx context.Context) (*client.DB, error) {
 	return db, nil
 }
 
+// unreachable says why no endpoint could serve a call. An endpoint that answered, but could not serve it, is more to the
+// point than those where nobody listens.
 func (o *conn) unreachable(err error) error {
+	text := err.Error()
+	var e *admin.Error
+	if errors.As(err, &e) && e.Err != nil {
+		text = e.Err.Error() // a line for each endpoint
+	}
+	var said []string
+	for l := range strings.Lines(text) {
+		if l = strings.TrimSpace(l); l != "" && dialReason(l) == l && !slices.Contains(said, l) {
+			said = append(said, l)
+		}
+	}
+	if e != nil && len(said) > 0 {
+		return cli.Fail(cli.ExitUnreachable, "`shardctl health` shows what is wrong; most nodes must run.", "no endpoint could "+
+			"serve it: %s", strings.Join(said, "; "))
+	}
 	return cli.Fail(cli.ExitUnreachable, "Is a node running there? --endpoints or SHARDCTL_ENDPOINTS name others; "+
 		"`shardctl init` makes a cluster of fresh nodes.", "no answer from %s: %s", strings.Join(o.endpoints, ", "),
-		dialReason(err))
+		dialReason(text))
 }
 
-// dialReason is the part of a dialling error that says something to a person.
-func dialReason(err error) string {
-	text := err.Error()
+// dialReason is the part of a dialling error that says something to a person, all of it if there is no such part.
+func dialReason(text string) string {
 	for _, reason := range []string{"connection refused", "no such host", "i/o timeout", "network is unreachable",
 		"no route to host"} {
 		if strings.Contains(text, reason) {

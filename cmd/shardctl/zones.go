@@ -46,7 +46,11 @@ defaults.`,
 				if asJSON {
 					return cli.JSON(c.OutOrStdout(), map[string]any{"revision": r.GetRevision(), "yaml": r.GetYaml()})
 				}
-				_, err = fmt.Fprintf(c.OutOrStdout(), "# revision %d\n%s\n", r.GetRevision(), strings.TrimRight(r.GetYaml(), "\n"))
+				yaml := strings.TrimSpace(r.GetYaml())
+				if yaml == "" {
+					yaml = "# No rules: the built-in one holds for all keys. docs/reference/zones.md says what it is."
+				}
+				_, err = fmt.Fprintf(c.OutOrStdout(), "# revision %d\n%s\n", r.GetRevision(), yaml)
 				return err
 			})
 		},

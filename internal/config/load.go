@@ -39,7 +39,8 @@ func (e *BadSettingError) Unwrap() error { return e.Err }
 func AddFlags(flags *pflag.FlagSet) {
 	flags.String("config", "", "YAML file of settings ("+EnvFile+")")
 	for _, s := range Table(&Config{}) {
-		f := flags.VarPF(s.Value, s.Name, "", s.Doc)
+		// pflag takes what stands between backquotes for the name of the value.
+		f := flags.VarPF(s.Value, s.Name, "", strings.ReplaceAll(s.Doc, "`", `"`))
 		if b, ok := s.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
 			f.NoOptDefVal = "true"
 		}
