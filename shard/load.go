@@ -54,8 +54,8 @@ const (
 	loadHalfLife = 10 * time.Second
 	// foldAfter is the least time between two folds: rates over less are noise.
 	foldAfter = time.Second
-	// sampleEvery is one in how many requests is looked at closely, a power of two. Two looks at the clock cost about a
-	// tenth of a read.
+	// sampleEvery is one in how many requests is looked at closely, a power of two. Two looks at the clock cost about as
+	// much as a read from memory.
 	sampleEvery = 32
 )
 

@@ -118,6 +118,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.measures, m.truncations, m.truncatedEntries, m.truncatedBytes,
 		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines,
 		m.freezes, m.merges)
+	reg.MustRegister(newSizeMetrics(s))
 	gauge("log_bytes", "Bytes of all raft logs.", func() float64 { return float64(s.totalLogBytes()) })
 	gauge("replicas", "Replicas on this store.", func() float64 {
 		s.mu.RLock()

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
@@ -254,5 +256,46 @@ func TestBytesInMemtablesAreForgottenOnceTheyAreFlushed(t *testing.T) {
 	s.wrote(1, e(9, 8)) // all that went before is in tables
 	if got := s.unflushed(e(9, 8)); got != 1 {
 		t.Errorf("%d bytes, want the last one", got)
+	}
+}
+
+func TestMetricsShowSizesAndFullShardsWithoutNamingAny(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	c := newCluster(t, 1, func(cfg *Config) { cfg.Registerer, cfg.Split.Bytes = reg, 1<<20 })
+	c.create(desc(7, "", "m", 1))
+	c.create(desc(8, "m", "", 1))
+	n := c.nodes[1]
+	for i := range 200 {
+		a := newAnswers(t)
+		c.write(n, op(wire.OpPut, 7, fmt.Sprintf("a%05d", i), incompressible(16<<10, i)), a, 0)
+		c.until("the answer", func() bool { return a.missing() == 0 })
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, f := range families {
+		if len(f.Metric) != 1 {
+			continue
+		}
+		switch m := f.Metric[0]; f.GetName() {
+		case "shardd_shard_size_bytes":
+			seen++
+			h := m.GetHistogram()
+			if h.GetSampleCount() != 2 || h.GetSampleSum() < 1<<20 || h.Bucket[0].GetCumulativeCount() != 1 || len(m.Label) != 0 {
+				t.Errorf("%v", m)
+			}
+		case "shardd_shard_full_shards":
+			seen++
+			if m.GetGauge().GetValue() != 1 {
+				t.Errorf("%v full shards", m.GetGauge())
+			}
+		case "shardd_shard_sampled_shards", "shardd_shard_size_measurements_total":
+			seen++
+		}
+	}
+	if seen != 4 {
+		t.Errorf("%d of the metrics", seen)
 	}
 }
