@@ -41,6 +41,8 @@ type Options struct {
 	FailOneIn int
 	// NoDigests has stores send none, which saves the memory for what was reported last.
 	NoDigests bool
+	// Stopwatch is what TimedStep measures the planner with; by default the clock on the wall.
+	Stopwatch func() time.Duration
 	// Log takes one line for each thing that happens; nil: nobody listens.
 	Log func(line string)
 }
@@ -50,6 +52,10 @@ func (o Options) withDefaults() Options {
 	set(&o.Bandwidth, 32<<20)
 	set(&o.SnapshotDelay, time.Second)
 	set(&o.Election, 3*time.Second)
+	if o.Stopwatch == nil {
+		began := time.Now()
+		o.Stopwatch = func() time.Duration { return time.Since(began) }
+	}
 	return o
 }
 
@@ -75,7 +81,7 @@ type Cluster struct {
 	view    *plan.View
 	planner *plan.Planner
 	last    *plan.Round
-	took    time.Duration // by the last round, in real time
+	took    time.Duration // by the last round, by the stopwatch
 	// silent: until then there is no driver, and nobody hears the reports.
 	silent time.Duration
 
@@ -210,9 +216,9 @@ func (c *Cluster) Round() {
 	for i, r := range c.running {
 		ops[i] = &r.op
 	}
-	began := time.Now()
+	began := c.opt.Stopwatch()
 	round := c.planner.Round(c.view, c.cfg, c.now, ops)
-	c.last, c.took = round, time.Since(began)
+	c.last, c.took = round, c.opt.Stopwatch()-began
 	c.stats.Rounds++
 	c.stats.Quiet++
 	for _, op := range round.Ops {
@@ -241,7 +247,7 @@ func (c *Cluster) sortedShards() []*shard {
 	return out
 }
 
-// TimedStep is Step; it returns the real time that the planner took.
+// TimedStep is Step; it returns the time that the planner took, by the stopwatch.
 func (c *Cluster) TimedStep() time.Duration {
 	c.took = 0
 	c.Step()
