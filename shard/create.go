@@ -165,9 +165,11 @@ func (s *Store) publishCreated(c *creation, st engine.ReplicaState) {
 		return
 	}
 	r.in.campaign = c.campaign
+	var inbox []wire.RaftMessage
 	s.mu.Lock()
 	stopped := s.mu.stopped
 	if !stopped {
+		inbox = s.takeInboxLocked(c.over)
 		s.publishLocked(r, c.over, "the shard was created")
 	}
 	s.mu.Unlock()
@@ -179,6 +181,7 @@ func (s *Store) publishCreated(c *creation, st engine.ReplicaState) {
 	s.log.Info("replica created", "replica", r.String(), "range", c.desc.String())
 	s.pool.EnqueueMany([]uint64{s.workerOf(r.shard).control, uint64(r.shard)})
 	s.finish(c.op, nil)
+	s.Step(inbox)
 	s.stepEarly(r.shard)
 }
 

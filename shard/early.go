@@ -121,3 +121,22 @@ func listsStore(d *base.Descriptor, store base.StoreID) bool {
 	_, ok := d.ReplicaOn(store)
 	return ok
 }
+
+// takeInboxLocked takes what a replica was sent and has not stepped, before another object takes its place: a request for
+// a vote that is lost costs an election timeout. Store.mu is held, so nothing is added any more; the replica stands still.
+func (s *Store) takeInboxLocked(old *replica) []wire.RaftMessage {
+	if old == nil {
+		return nil
+	}
+	old.in.Lock()
+	defer old.in.Unlock()
+	msgs := make([]wire.RaftMessage, len(old.in.msgs))
+	for i, m := range old.in.msgs {
+		msgs[i] = wire.RaftMessage{
+			Shard: old.shard, From: base.ReplicaID(m.msg.From), To: old.id, FromStore: m.store, ToStore: s.cfg.Store, Msg: m.msg,
+		}
+	}
+	s.used.inbox.Add(-old.in.msgBytes)
+	old.in.msgs, old.in.msgBytes = nil, 0
+	return msgs
+}

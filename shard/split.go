@@ -372,11 +372,13 @@ func (s *Store) publishSplit(left *replica, made []half, leads bool, ownLocked f
 		r.inheritLoad(left, made[i].share)
 		born, overs = append(born, r), append(overs, made[i].over)
 	}
+	inboxes := make([][]wire.RaftMessage, len(born))
 	s.mu.Lock()
 	ownLocked()
 	stopped := s.mu.stopped
 	if !stopped {
 		for i, r := range born {
+			inboxes[i] = s.takeInboxLocked(overs[i])
 			s.publishLocked(r, overs[i], "the shard was split off")
 		}
 	}
@@ -384,9 +386,10 @@ func (s *Store) publishSplit(left *replica, made []half, leads bool, ownLocked f
 	if stopped {
 		return // durable, but nobody runs them in this life
 	}
-	for _, r := range born {
+	for i, r := range born {
 		s.metrics.created.Inc()
 		s.pool.EnqueueMany([]uint64{s.workerOf(r.shard).control, uint64(r.shard)})
+		s.Step(inboxes[i])
 		s.stepEarly(r.shard)
 	}
 }

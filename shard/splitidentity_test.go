@@ -298,3 +298,37 @@ func TestAnAppendToARightSideIsAnsweredAfterTenSeconds(t *testing.T) {
 		t.Fatalf("asked for after %s", age)
 	}
 }
+
+// TestAVoteAskedForDuringTheSplitIsGivenAfterIt: the uninitialised replica stands still then, and another object takes
+// its place; what it was sent is stepped into that.
+func TestAVoteAskedForDuringTheSplitIsGivenAfterIt(t *testing.T) {
+	c, n := late(t, nil)
+	c.without(8)
+	c.step(n, vote(8, 1, 3, 1, 3, 50))
+	n.lazy = true
+	c.net.HealAll()
+	c.until("the split is committed on n3", func() bool {
+		r := n.store.lookup(7)
+		return r.commit.Load() == c.nodes[1].store.lookup(7).commit.Load() && n.store.workers[0].syncing == 0
+	})
+	release := c.holdSyncs(n)
+	n.lazy = false
+	c.drain()
+	if r := n.store.lookup(8); !r.uninitialised() || !r.worker.still {
+		t.Fatal("the split is not under way")
+	}
+	sent := n.sentBy()
+	n.store.Step([]wire.RaftMessage{vote(8, 2, 3, 2, 3, 60)})
+	c.drain()
+	if len(*sent) > 0 {
+		t.Fatalf("it was not still: %v", *sent)
+	}
+	release()
+	c.settle()
+	for _, m := range *sent {
+		if m.Shard == 8 && m.Msg.Type == raftpb.MsgVoteResp && m.Msg.Term == 60 && !m.Msg.Reject {
+			return
+		}
+	}
+	t.Fatalf("no vote: %v", *sent)
+}
