@@ -114,7 +114,7 @@ func (v *View) check(cfg *Config, sh *Shard, tr *trace) (need Need, spare int8) 
 	if sh.Joint() {
 		// A new leader has the same time to leave it.
 		since := max(sh.ConfChanged, sh.Led)
-		if at := since + cfg.JointPatience; v.now >= at {
+		if at := since + cfg.JointPatience; v.coarse() >= at {
 			tr.notef("joint", "between two configurations for %s", (v.now - since).Round(time.Second))
 			return need | NeedLeaveJoint, spare
 		} else {
@@ -223,7 +223,7 @@ func (v *View) checkSplit(cfg *Config, sh *Shard, tr *trace) (need Need) {
 		return 0
 	}
 	// In the order of age: a shard whose range has just changed is judged by numbers of before.
-	age := v.now - sh.Changed
+	age := v.coarse() - sh.Changed
 	if b := v.rules.Boundary(sh.Start, sh.End); b != "" {
 		tr.notef("split", "another rule begins at %q", b)
 		need |= NeedSplit
@@ -296,11 +296,11 @@ func (v *View) mergeReady(cfg *Config, sh *Shard, need Need, tr *trace) bool {
 	case !sh.rule.Merges():
 		tr.notef("merge", "rule %s keeps shards apart", sh.rule.Name())
 		return false
-	case v.now < sh.Changed+cfg.MergeAge:
+	case v.coarse() < sh.Changed+cfg.MergeAge:
 		tr.notef("merge", "its range changed %s ago, too short a time", (v.now - sh.Changed).Round(time.Second))
 		v.wakeUnless(tr, sh, sh.Changed+cfg.MergeAge)
 		return false
-	case v.now < sh.Cold+cfg.MergeColdFor:
+	case v.coarse() < sh.Cold+cfg.MergeColdFor:
 		tr.notef("merge", "cold for %s only", (v.now - sh.Cold).Round(time.Second))
 		v.wakeUnless(tr, sh, sh.Cold+cfg.MergeColdFor)
 		return false

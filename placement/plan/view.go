@@ -218,11 +218,14 @@ func (v *View) touch(sh *Shard) {
 
 // wakeAt has the checks of a shard run again once a time is reached.
 func (v *View) wakeAt(sh *Shard, at time.Duration) {
-	slot := int64(at/wakeUnit) + 1
+	slot := int64((at + wakeUnit - 1) / wakeUnit)
 	v.wake[slot] = append(v.wake[slot], sh.ID)
 }
 
-const wakeUnit = 10 * time.Second
+const wakeUnit = time.Second
+
+// coarse is the time that checks go by: whole units, so that a shard that waits is looked at when its time has come.
+func (v *View) coarse() time.Duration { return v.now / wakeUnit * wakeUnit }
 
 func (v *View) advance(now time.Duration) { v.now = max(v.now, now) }
 
