@@ -1,6 +1,9 @@
 package plan
 
-import "cmp"
+import (
+	"cmp"
+	"slices"
+)
 
 // Rules says which rule governs a range, and where ranges may not be joined. Nil rules in Config mean Uniform.
 type Rules interface {
@@ -65,6 +68,13 @@ type Uniform struct {
 	Voters int
 	// Levels are label keys, widest first: replicas should differ in the first, else in the second, and so on.
 	Levels []string
+}
+
+// sameUniform reports whether both are built-in rules that say the same.
+func sameUniform(a, b Rules) bool {
+	x, ok := a.(*Uniform)
+	y, also := b.(*Uniform)
+	return ok && also && x.Voters == y.Voters && slices.Equal(x.Levels, y.Levels)
 }
 
 // DefaultLevels are the label keys over which replicas are spread unless rules say otherwise.

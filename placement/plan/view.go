@@ -278,13 +278,17 @@ func (v *View) setLimits(cfg *Config) {
 		splitRequests: cfg.SplitRequests, splitBytes: cfg.SplitByteRate, splitCPU: cfg.SplitCPUMicros,
 		mergeRequests: cfg.MergeRequests, mergeBytesSec: cfg.MergeByteRate,
 	}
-	if l == v.limits && v.rules == cfg.Rules {
+	rules := cfg.Rules
+	if sameUniform(rules, v.rules) {
+		rules = v.rules // defaults are filled in anew each time
+	}
+	if l == v.limits && v.rules == rules {
 		return
 	}
-	if v.rules != cfg.Rules {
+	if v.rules != rules {
 		clear(v.bests)
 	}
-	v.limits, v.rules = l, cfg.Rules
+	v.limits, v.rules = l, rules
 	v.structure++
 	for _, sh := range v.shards {
 		v.setRule(sh)
