@@ -74,8 +74,15 @@ func (r *round) start(op *Operator) {
 
 func (r *round) at(s *Store) *ahead { return &r.ahead[s.at] }
 
-// full reports whether no more operators may be proposed in this round.
-func (r *round) full() bool { return r.ops >= r.cfg.Operators }
+// full reports whether no more operators may be proposed by the checker or scheduler at work. A quarter is kept for what
+// does not wait: balance never stands in the way of a repair.
+func (r *round) full() bool {
+	limit := r.cfg.Operators
+	if r.part&(PartMerge|PartReplicas|PartLeaders|PartHot) != 0 && r.by != "evict" {
+		limit -= limit / 4
+	}
+	return r.ops >= limit
+}
 
 // propose adds an operator to the round's outcome and counts it as in flight.
 func (r *round) propose(op Operator, candidates []Candidate) {
