@@ -182,52 +182,6 @@ func TestSimulateSaysWhatStaysWrong(t *testing.T) {
 	}
 }
 
-func TestScatterSpreadsAFewShardsEvenly(t *testing.T) {
-	v := build(zones(6, 3), 100, func(i int) ([]base.StoreID, uint64, Load) {
-		if i < 12 {
-			return []base.StoreID{1, 2, 3}, 1 << 20, Load{}
-		}
-		return []base.StoreID{4, 5, 6}, 1 << 20, Load{}
-	})
-	w := newWorld(v, Config{Off: PartMerge}, 64<<20)
-	w.round() // the checks run
-	w.running = nil
-	var ids []base.ShardID
-	for i := range 12 {
-		ids = append(ids, base.ShardID(i+2))
-	}
-	for rounds := 0; ; rounds++ {
-		if rounds > 200 {
-			t.Fatal("no end")
-		}
-		v.Tick(&w.cfg, w.now)
-		ops := w.p.Scatter(v, w.cfg, ids, w.ops())
-		for _, op := range ops {
-			w.start(op)
-		}
-		if len(w.running) == 0 {
-			break
-		}
-		w.to(max(w.running[0].ends, w.now+time.Second))
-		for _, s := range v.order {
-			s.Seen = w.now
-		}
-	}
-	replicas, leaders := map[base.StoreID]int{}, map[base.StoreID]int{}
-	for _, id := range ids {
-		sh := v.Shard(id)
-		leaders[sh.Leader]++
-		for _, p := range sh.Listed() {
-			replicas[p.Store]++
-		}
-	}
-	for id := base.StoreID(1); id <= 6; id++ {
-		if replicas[id] != 6 || leaders[id] < 1 || leaders[id] > 3 {
-			t.Fatalf("replicas %v, leaders %v", replicas, leaders)
-		}
-	}
-}
-
 // BenchmarkMillion shows what a million shards on a thousand stores cost: the bytes of a shard in the view, the first
 // round, which checks all, a round in which nothing changed, and one in which a thousand shards did.
 //
