@@ -158,7 +158,7 @@ func (w *watch) plan(p *policy, trouble error) []*flight {
 		st.planner = plan.NewPlanner(now)
 		st.active = now
 	}
-	st.heat.sample(c.view, now)
+	st.heat.Observe(c.view, now)
 	running := st.operators(jobs, now)
 	r := st.planner.Round(c.view, cfg, now, running)
 	st.rounds++

@@ -36,7 +36,7 @@ type driverState struct {
 	// events are what happened to shards and is not written yet.
 	events  map[base.ShardID][]placement.LifeEvent
 	changed map[base.ShardID]time.Duration // Boot time of the last split or merge
-	heat    heatMap
+	heat    plan.HotHistory
 }
 
 // flight is an operator on its way.

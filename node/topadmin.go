@@ -253,10 +253,11 @@ func (s *adminService) HotKeys(ctx context.Context, req *pb.HotKeysRequest) (*pb
 // Size of a heat map.
 const (
 	heatBack       = time.Hour
-	maxHeatBack    = 24 * time.Hour
+	maxHeatBack    = 7 * 24 * time.Hour
 	heatMapColumns = 60
 	heatMapRows    = 32
 	maxHeatColumns = 1000
+	maxHeatRows    = 512
 )
 
 // HotMap implements AdminService.
@@ -284,7 +285,7 @@ func (m *member) hotMap(req *pb.HotMapRequest) (*pb.HotMapResponse, error) {
 	if req.BackMs > 0 {
 		back = time.Duration(min(req.BackMs, uint64(maxHeatBack.Milliseconds()))) * time.Millisecond
 	}
-	columns, rows := orElse(req.Columns, heatMapColumns, maxHeatColumns), orElse(req.Rows, heatMapRows, heatRows)
+	columns, rows := orElse(req.Columns, heatMapColumns, maxHeatColumns), orElse(req.Rows, heatMapRows, maxHeatRows)
 	now, wall := m.clock.Boot(), m.clock.Wall()
 	m.plan.mu.Lock()
 	defer m.plan.mu.Unlock()
@@ -292,16 +293,13 @@ func (m *member) hotMap(req *pb.HotMapRequest) (*pb.HotMapResponse, error) {
 	if m.plan.view == nil {
 		return resp, nil
 	}
-	starts, ends, cells := m.plan.heat.grid(back, rows, columns, req.By, now)
-	for _, s := range starts {
-		resp.Bounds = append(resp.Bounds, []byte(s))
+	heat := m.plan.heat.Map(now, back, columns, rows, req.By)
+	for _, b := range heat.Bounds {
+		resp.Bounds = append(resp.Bounds, []byte(b))
 	}
-	if len(starts) > 0 {
-		resp.Bounds = append(resp.Bounds, base.UserEnd())
-	}
-	for _, e := range ends {
+	for _, e := range heat.Times {
 		resp.Times = append(resp.Times, uint64(wall.Add(e-now).UnixMilli()))
 	}
-	resp.Cells = cells
+	resp.Cells = heat.Cells
 	return resp, nil
 }
