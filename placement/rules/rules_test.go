@@ -435,7 +435,7 @@ rules:
 	n3, n4 := store(3, map[string]string{"zone": "b", "ssd": "y"}), store(4, map[string]string{"zone": "c"})
 	r := p.For("\x02a/", "")
 	near, alike, far := r.Fit([]plan.Placed{n1, n2, n3}), r.Fit([]plan.Placed{n1, n2, n4}), r.Fit([]plan.Placed{n1, n3, n4})
-	if !(near.Isolation < alike.Isolation && alike.Isolation < far.Isolation) {
+	if near.Compare(alike) >= 0 || alike.Compare(far) >= 0 {
 		t.Fatalf("%v %v %v", near, alike, far)
 	}
 }
