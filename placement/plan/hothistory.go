@@ -56,7 +56,6 @@ func (h *HotHistory) Observe(v *View, now time.Duration) {
 	if v.Len() > manyShards {
 		span = time.Minute
 	}
-	h.next = now + span
 	c := &hotColumn{begin: max(0, now-span), end: now}
 	for sh := range v.Shards("") {
 		if sh.Meta() {
@@ -76,9 +75,11 @@ func (h *HotHistory) Observe(v *View, now time.Duration) {
 		}
 		c.bounds, c.loads = append(c.bounds, sh.End), append(c.loads, l)
 	}
-	if len(c.loads) > 0 {
-		h.add(0, c)
+	if len(c.loads) == 0 {
+		return // no report has come yet: nothing is known, which is not the same as no load
 	}
+	h.next = now + span
+	h.add(0, c)
 }
 
 // add puts a column into a layer; once there is enough for one of the next layer, it is made.

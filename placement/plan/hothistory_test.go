@@ -31,6 +31,10 @@ func TestHotHistoryKeepsTheSumAndTheSpot(t *testing.T) {
 		return 1
 	})
 	h := &HotHistory{}
+	h.Observe(NewView(), 0)
+	if m := h.Map(time.Minute, time.Minute, 3, 3, "bytes"); len(m.Bounds)+len(m.Cells) > 0 || len(m.Times) != 3 {
+		t.Fatalf("before any report: %+v", m)
+	}
 	for now := time.Duration(0); now <= 10*time.Minute; now += 5 * time.Second {
 		h.Observe(v, now)
 	}
