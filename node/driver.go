@@ -160,6 +160,8 @@ func (w *watch) plan(p *policy, trouble error) []*flight {
 	}
 	st.heat.Observe(c.view, now)
 	running := st.operators(jobs, now)
+	st.settleRest(c.view, running, now)
+	running = st.unsettled(running)
 	r := st.planner.Round(c.view, cfg, now, running)
 	st.rounds++
 	st.took = time.Since(began)

@@ -23,9 +23,11 @@ type driverState struct {
 	running map[uint64]*flight
 	// starting are those whose job has no id yet.
 	starting map[*flight]bool
-	early    map[uint64]*placement.Job // jobs that ended while operators were starting
-	recent   []endedOp                 // the newest last
-	nextID   uint64                    // of transfers
+	early    map[uint64]*placement.Job       // jobs that ended while operators were starting
+	recent   []endedOp                       // the newest last
+	settled  []settling                      // ended, and not yet seen in the view
+	flying   map[base.ShardID]*plan.Operator // in flight in the last round
+	nextID   uint64                          // of transfers
 
 	rounds, quiet uint64
 	active        time.Duration // Boot time of the last operator that was proposed or ran
@@ -182,6 +184,10 @@ func (d *driverState) end(f *flight, failed, state string, now time.Duration, cf
 	d.active = now
 	if f.late && failed != "" {
 		failed = "it took too long: " + failed
+	}
+	delete(d.flying, f.Shard)
+	if failed == "" {
+		d.settle(&f.Operator, now)
 	}
 	if d.planner != nil {
 		d.planner.Ended(&f.Operator, failed, now, cfg)

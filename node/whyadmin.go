@@ -53,7 +53,7 @@ func (m *member) why(ctx context.Context, req *pb.WhyRequest) (*pb.WhyResponse, 
 		return nil, status.Error(codes.Unavailable, "the placement driver has not planned yet: ask again")
 	}
 	st := c.driverState
-	running := st.operators(jobs, now)
+	running := st.unsettled(st.operators(jobs, now))
 	var w *plan.Why
 	known := false
 	switch s := req.Subject.(type) {
