@@ -138,17 +138,20 @@ func (l *load) absorb(from *load, now time.Duration) {
 // shareLoad.
 func (r *replica) inheritLoad(left *replica, part float64) {
 	r.load.inherit(&left.load, r.store.clock.Boot(), part)
+	r.size.takeUnflushed(&left.size, part, r.store.engine.FlushEpoch())
 }
 
 // shareLoad leaves the left side of a split, whose new descriptor is published, with part of its load.
 func (r *replica) shareLoad(part float64) {
 	r.load.share(r.store.clock.Boot(), part)
+	r.size.shareUnflushed(part)
 	r.forgetSize()
 }
 
 // absorbLoad adds the load of a shard that was merged into this one, whose new descriptor is published.
 func (r *replica) absorbLoad(right *replica) {
 	r.load.absorb(&right.load, r.store.clock.Boot())
+	r.size.takeUnflushed(&right.size, 1, r.store.engine.FlushEpoch())
 	r.forgetSize()
 }
 

@@ -191,7 +191,8 @@ func TestTheSidesOfASplitStartWithTheirPartOfLoadAndSize(t *testing.T) {
 	s := c.nodes[1].store
 	left, right := s.lookup(7), s.lookup(8)
 	left.load.writes.Add(1000)
-	left.size.written.Add(1 << 20)
+	left.size.wrote(1<<20, s.engine.FlushEpoch())
+	whole, _ := left.sizeNow(c.clock.Boot())
 	c.clock.pass(10 * time.Second)
 	all := left.foldLoad(c.clock.Boot()).Writes
 	right.inheritLoad(left, 0.4)
@@ -200,10 +201,17 @@ func TestTheSidesOfASplitStartWithTheirPartOfLoadAndSize(t *testing.T) {
 		!near(r, 0.4*all, 0.01) {
 		t.Errorf("%f and %f of %f", l, r, all)
 	}
-	if size, age := left.sizeNow(c.clock.Boot()); size != 0 || age != 0 {
-		t.Errorf("%d bytes as of %s ago: it was not measured anew", size, age)
+	size, age := left.sizeNow(c.clock.Boot())
+	if !near(float64(size), 0.6*float64(whole), 0.01) || age != 0 {
+		t.Errorf("%d bytes of %d as of %s ago", size, whole, age)
+	}
+	if size, _ := right.sizeNow(c.clock.Boot()); !near(float64(size), 0.4*float64(whole), 0.01) {
+		t.Errorf("%d bytes of %d on the right", size, whole)
 	}
 	left.absorbLoad(right)
+	if size, _ := left.sizeNow(c.clock.Boot()); !near(float64(size), float64(whole), 0.01) {
+		t.Errorf("%d bytes of %d after the merge", size, whole)
+	}
 	if l := left.foldLoad(c.clock.Boot()).Writes; !near(l, all, 0.01) {
 		t.Errorf("%f after the merge", l)
 	}

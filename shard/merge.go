@@ -165,6 +165,7 @@ func (s *Store) publishMerged(r, l *replica, ownLocked func()) {
 	})
 	w.mu.Unlock()
 	s.mu.Unlock()
+	l.absorbLoad(r)
 	s.pool.Enqueue(w.control)
 }
 

@@ -85,6 +85,20 @@ func (s *shardSize) unflushed(e engine.FlushEpoch) (n uint64) {
 	return n
 }
 
+// takeUnflushed adds a part of what another shard has in memtables: with the range it comes here.
+func (s *shardSize) takeUnflushed(from *shardSize, part float64, e engine.FlushEpoch) {
+	s.wrote(uint64(float64(from.unflushed(e))*part), e)
+}
+
+// shareUnflushed keeps a part of what is in memtables.
+func (s *shardSize) shareUnflushed(part float64) {
+	m := &s.mem
+	m.Lock()
+	defer m.Unlock()
+	m.now.bytes = uint64(float64(m.now.bytes) * part)
+	m.old.bytes = uint64(float64(m.old.bytes) * part)
+}
+
 // bytes is the size as far as it is known without looking.
 func (s *shardSize) bytes() uint64 { return s.measured.Load() + s.written.Load() }
 
