@@ -136,8 +136,11 @@ func (e *Engine) ChangeFences(c FenceChange) error {
 		}
 		if c.Recovery != nil {
 			r := c.Recovery.clone()
-			setRecord(b, recoveryKey(), appendRecovery(nil, r))
-			id.Recovery, changed = r, true
+			next := appendRecovery(nil, r)
+			if id.Recovery == nil || string(next) != string(appendRecovery(nil, id.Recovery)) {
+				setRecord(b, recoveryKey(), next)
+				id.Recovery, changed = r, true
+			}
 		}
 		id.Fences = fences
 		return changed, nil

@@ -37,6 +37,7 @@ type member struct {
 	router    *router.Router
 	dir       *placement.Directory
 	jobs      *jobRunner
+	recoverer *recoverer
 	scans     *scanWorkers
 	snapshots *snapshots
 	verifier  *verifier
@@ -123,6 +124,7 @@ func (n *Node) boot() (*member, error) {
 	})
 	m.dir = placement.NewDirectory(metaKV{m.router})
 	m.jobs = newJobRunner(memberWorld{m}, m.dir, n.cfg.Clock, log, newJobMetrics(n.reg))
+	m.recoverer = newRecoverer(m)
 	m.reports.wake = make(chan struct{}, 1)
 	m.reports.view = placement.NewView(n.cfg.Clock)
 	m.driver = newDriver(m, newDriverMetrics(n.reg))
@@ -183,6 +185,8 @@ func (m *member) run(ctx context.Context) error {
 	background.Go(func() { m.reportLoop(loops) })
 	background.Go(func() { m.foundingLoop(loops) })
 	background.Go(func() { m.checkJoin(loops) })
+	background.Go(func() { m.checkRemoved(loops) })
+	background.Go(func() { m.recoverer.run(loops) })
 	background.Go(func() { m.spaceLoop(loops) })
 	background.Go(func() { m.indexLoop(loops) })
 	background.Go(func() { m.orphanLoop(loops) })

@@ -21,7 +21,8 @@ type book struct {
 
 	mu struct {
 		sync.Mutex
-		peers map[base.StoreID]engine.PeerRecord
+		peers  map[base.StoreID]engine.PeerRecord
+		fenced map[base.StoreID]bool // gone for good; see fences.go
 	}
 }
 
@@ -31,6 +32,7 @@ func newBook(eng *engine.Engine, log *slog.Logger, id engine.Ident) *book {
 	for _, p := range id.Peers {
 		b.mu.peers[p.Store] = p
 	}
+	b.refreshFences()
 	return b
 }
 
@@ -39,12 +41,15 @@ func (b *book) Addr(id base.StoreID) (string, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p, ok := b.mu.peers[id]
-	return p.Addr, ok && p.Addr != ""
+	return p.Addr, ok && p.Addr != "" && !b.mu.fenced[id]
 }
 
 // Hello implements transport.Peers: the incarnation is on disk before the connection is accepted, so that no older life
 // of that store is ever accepted after it.
 func (b *book) Hello(id base.StoreID, addr string, incarnation uint64) error {
+	if b.isFenced(id) {
+		return fmt.Errorf("%s: %w", id, transport.ErrRemoved)
+	}
 	return b.record(engine.PeerRecord{Store: id, Addr: addr, Incarnation: incarnation})
 }
 
@@ -53,8 +58,9 @@ func (b *book) learn(addrs map[base.StoreID]string) {
 	for id, addr := range addrs {
 		b.mu.Lock()
 		p, ok := b.mu.peers[id]
+		fenced := b.mu.fenced[id]
 		b.mu.Unlock()
-		if addr == "" || ok && p.Addr == addr {
+		if fenced || addr == "" || ok && p.Addr == addr {
 			continue
 		}
 		p.Store, p.Addr = id, addr
@@ -86,13 +92,15 @@ func (b *book) record(p engine.PeerRecord) error {
 	return nil
 }
 
-// all returns every known address by store.
+// all returns every known address by store, but for those of stores that are gone for good.
 func (b *book) all() map[base.StoreID]string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	out := make(map[base.StoreID]string, len(b.mu.peers))
 	for id, p := range b.mu.peers {
-		out[id] = p.Addr
+		if !b.mu.fenced[id] {
+			out[id] = p.Addr
+		}
 	}
 	return out
 }

@@ -108,6 +108,7 @@ func (m *member) report(ctx context.Context) error {
 	s.full = resp.WantFull
 	s.answered = now
 	m.learnUnfit(resp.Unfit)
+	m.learnFences(resp.Fenced)
 	m.learnSplit(resp.SplitBytes, resp.SplitRequests)
 	m.obeyDrain(resp.Draining)
 	return nil
@@ -151,6 +152,7 @@ func (m *member) sendReport(ctx context.Context, p place, req *pb.ReportRequest)
 		who = p.id.String()
 	}
 	if err != nil {
+		m.ifRemoved(err)
 		m.reports.sent.turn++
 		m.metaHint.CompareAndSwap(uint64(p.id), 0)
 		return nil, fmt.Errorf("report to %s: %w", who, err)

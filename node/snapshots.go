@@ -35,7 +35,7 @@ func (s *snapshots) Send(r shard.SnapshotRequest) {
 func (m *member) newSnapshots() error {
 	s := &m.n.cfg.Settings
 	svc, err := snapshotter.New(snapshotter.Config{
-		Engine: m.n.eng, Cluster: m.cluster, Store: m.self, Target: m.store, Dial: m.dialSnapshots,
+		Engine: m.n.eng, Cluster: m.cluster, Store: m.self, Target: fencedTarget{m.store, m.book}, Dial: m.dialSnapshots,
 		Logger: m.log, Registerer: m.n.reg, Clock: m.clock,
 		SendBytesPerSecond: s.SnapshotSendBytes, ReceiveBytesPerSecond: s.SnapshotReceiveBytes,
 	})

@@ -43,6 +43,9 @@ func (s *internalService) Report(ctx context.Context, req *pb.ReportRequest) (*p
 
 // takeReport is the meta leader's side. Any other node answers with what it knows of the meta shard.
 func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.ReportResponse, error) {
+	if id := base.StoreID(req.NodeId); m.book.isFenced(id) {
+		return nil, removedStatus(id)
+	}
 	term, leads := m.leadsMeta()
 	resp := &pb.ReportResponse{MetaDescriptor: m.metaDesc().Append(nil), Addresses: make(map[uint64]string)}
 	if !leads {
@@ -107,6 +110,7 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 	resp.WantFull, resp.Leader = full || lost, uint64(m.self)
 	resp.Draining = m.drainMode(ctx, r.Node.ID)
 	resp.Unfit = m.unfitNodes(ctx)
+	resp.Fenced = m.removedNodes(ctx)
 	resp.SplitBytes, resp.SplitRequests = m.splitNews()
 	return resp, nil
 }
