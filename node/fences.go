@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -123,7 +124,9 @@ func (m *member) checkRemoved(ctx context.Context) {
 				continue
 			}
 			ask, cancel := context.WithTimeout(ctx, time.Second)
-			_, err = c.Report(ask, m.reportHead())
+			_, err = c.Inventory(ask, &pb.InventoryRequest{
+				ClusterId: m.cluster[:], AfterShardId: math.MaxUint64, AskingNode: uint64(m.self),
+			})
 			cancel()
 			m.ifRemoved(err)
 			if err == nil {

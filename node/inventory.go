@@ -27,6 +27,9 @@ func (s *internalService) Inventory(ctx context.Context, req *pb.InventoryReques
 	if err != nil {
 		return nil, err
 	}
+	if id := base.StoreID(req.AskingNode); m.book.isFenced(id) {
+		return nil, removedStatus(id)
+	}
 	return m.inventory(ctx, req)
 }
 

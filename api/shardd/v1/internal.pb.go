@@ -3769,7 +3769,9 @@ type InventoryRequest struct {
 	// Only shards above this; 0: all.
 	AfterShardId uint64 `protobuf:"varint,2,opt,name=after_shard_id,json=afterShardId,proto3" json:"after_shard_id,omitempty"`
 	// Of a recovery that has begun: refused once another has taken over. 0: none has.
-	RecoveryId    uint64 `protobuf:"varint,3,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	RecoveryId uint64 `protobuf:"varint,3,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
+	// Node that asks, 0 if it does not say: refused for good if it was removed.
+	AskingNode    uint64 `protobuf:"varint,4,opt,name=asking_node,json=askingNode,proto3" json:"asking_node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3821,6 +3823,13 @@ func (x *InventoryRequest) GetAfterShardId() uint64 {
 func (x *InventoryRequest) GetRecoveryId() uint64 {
 	if x != nil {
 		return x.RecoveryId
+	}
+	return 0
+}
+
+func (x *InventoryRequest) GetAskingNode() uint64 {
+	if x != nil {
+		return x.AskingNode
 	}
 	return 0
 }
@@ -4551,13 +4560,15 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"plan_token\x18\x06 \x01(\fR\tplanToken\x12\x1c\n" +
 	"\tsurvivors\x18\a \x03(\x04R\tsurvivors\x12'\n" +
 	"\x0fmeta_descriptor\x18\b \x01(\fR\x0emetaDescriptor\"\x15\n" +
-	"\x13FenceStoresResponse\"x\n" +
+	"\x13FenceStoresResponse\"\x99\x01\n" +
 	"\x10InventoryRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12$\n" +
 	"\x0eafter_shard_id\x18\x02 \x01(\x04R\fafterShardId\x12\x1f\n" +
 	"\vrecovery_id\x18\x03 \x01(\x04R\n" +
-	"recoveryId\"\xec\x05\n" +
+	"recoveryId\x12\x1f\n" +
+	"\vasking_node\x18\x04 \x01(\x04R\n" +
+	"askingNode\"\xec\x05\n" +
 	"\x11InventoryResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x123\n" +
 	"\breplicas\x18\x02 \x03(\v2\x17.shardd.v1.LocalReplicaR\breplicas\x12\x12\n" +
