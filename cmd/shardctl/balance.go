@@ -82,10 +82,15 @@ func toBalanceJSON(b *sharddv1.BalanceStatusResponse) balanceJSON {
 }
 
 func newBalanceStatus(o *conn) *cobra.Command {
-	return &cobra.Command{
+	var ended int
+	c := &cobra.Command{
 		Use:   "status",
 		Short: "Say what the placement driver does, what it waits for and what is not as it should be",
-		Args:  cobra.NoArgs,
+		Long: `Say what the placement driver does, what it waits for and what is not as it should be.
+
+An operator j9 is a job ("shardctl jobs describe j9"); one of the form t7 is a transfer of a leadership. "shardctl why"
+explains both.`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			asJSON, err := o.json()
 			if err != nil {
@@ -99,13 +104,15 @@ func newBalanceStatus(o *conn) *cobra.Command {
 				if asJSON {
 					return cli.JSON(c.OutOrStdout(), toBalanceJSON(b))
 				}
-				return balanceText(c.OutOrStdout(), b)
+				return balanceText(c.OutOrStdout(), b, ended)
 			})
 		},
 	}
+	c.Flags().IntVar(&ended, "ended", 10, "print at most this many operators that have ended; 0: all that are remembered")
+	return c
 }
 
-func balanceText(w io.Writer, b *sharddv1.BalanceStatusResponse) error {
+func balanceText(w io.Writer, b *sharddv1.BalanceStatusResponse, ended int) error {
 	round := ""
 	if b.GetRounds() > 0 {
 		round = fmt.Sprintf("%d in term %d, the last took %s", b.GetRounds(), b.GetTerm(), micros(b.GetLastRoundMicros()))
@@ -123,7 +130,16 @@ func balanceText(w io.Writer, b *sharddv1.BalanceStatusResponse) error {
 	if err := operatorTable(w, "running", b.GetRunning()); err != nil {
 		return err
 	}
-	return operatorTable(w, "ended lately", b.GetRecent())
+	recent := b.GetRecent()
+	more := 0
+	if ended > 0 && len(recent) > ended {
+		recent, more = recent[:ended], len(recent)-ended
+	}
+	if err := operatorTable(w, "ended lately", recent); err != nil || more == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "and %d more\n", more)
+	return err
 }
 
 // driverState is the driver's state and why: "running", "waiting: for reports of n2".

@@ -148,6 +148,10 @@ an estimate from above: the true share lies between the two figures.`,
 }
 
 func hotKeysText(w io.Writer, shard uint64, r *sharddv1.HotKeysResponse) error {
+	if r.GetSampled() == 0 {
+		_, err := fmt.Fprintf(w, "%s: no requests of late, says its leader %s\n", shardName(shard), nodeName(r.GetNodeId()))
+		return err
+	}
 	if len(r.GetKeys()) == 0 {
 		_, err := fmt.Fprintf(w, "%s: no key stands out in %d requests sampled at %s\n", shardName(shard), r.GetSampled(),
 			nodeName(r.GetNodeId()))

@@ -31,8 +31,10 @@ func newInit(o *conn) *cobra.Command {
 		Short: "Make a cluster of one waiting node, or of several",
 		Long: `Make a cluster. With one address, or none (the first endpoint is taken then), that node holds the only
 replica of each shard: a cluster that begins small and grows. Nodes join it at any time (shardd start --join ADDR),
-and shards are given replicas on them (shardctl shards add-replica). With several addresses, of nodes that all wait,
-each shard gets a replica on each of them from the start.
+and the placement driver gives the shards replicas on them, until each has as many as the rules say. With several
+addresses, of nodes that all wait, each shard gets a replica on each of them from the start.
+
+Shards split by themselves as they grow. Dividing the keys from the start is for a load that is known to come.
 
 Repeating it is safe: if the cluster exists it is left alone. --shards divides the keys evenly by their first two bytes,
 which suits keys whose first bytes are spread evenly. Keys that share a prefix need their own splits: --split or
@@ -92,10 +94,10 @@ which suits keys whose first bytes are spread evenly. Keys that share a prefix n
 }
 
 // growText says how a cluster of one node becomes one that outlives the loss of a node.
-const growText = `Every shard has its only replica on this node. To grow, join two more nodes and give each shard
-replicas on them, the system's own (s1) first:
+const growText = `Every shard has its only replica on this node. Join two more nodes, and the shards are given replicas
+on them, as the placement rules say:
   shardd start --data-dir DIR --listen ADDR --join %s
-  shardctl shards add-replica s1 --to n2
+  shardctl balance status
 `
 
 // addresses are the nodes named as arguments or by --nodes, else the first endpoint.

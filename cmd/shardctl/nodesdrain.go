@@ -14,8 +14,8 @@ func newNodesDrain(o *conn) *cobra.Command {
 		Use:   "drain NODE",
 		Short: "Move leaderships, and with --replicas the replicas too, off a node",
 		Long: `Move the leaderships off a node, before it is stopped for a while; with --replicas its replicas too, before
-it goes for good. The node gets none of them again until "shardctl nodes undrain". Cancelling the job leaves what was
-moved where it is now, and the node draining.` + jobHelp,
+it is stopped for long. The node gets none of them again until "shardctl nodes undrain". Cancelling the job leaves what
+was moved where it is now, and the node draining. A node that goes for good is decommissioned instead.` + jobHelp,
 		Example: `  shardctl nodes drain n3 --wait
   shardctl nodes drain n3 --replicas`,
 		Args: cobra.ExactArgs(1),

@@ -16,7 +16,8 @@ func newShardsMove(o *conn) *cobra.Command {
 		Short: "Move a replica of a shard from one node to another",
 		Long: `Move a replica of a shard from one node to another: add a learner, send it a snapshot, let it catch up,
 exchange the two in one joint step, remove the old one. The shard serves all the while and never has fewer voters than
-before; a leader hands over first.` + jobHelp,
+before; a leader hands over first. If the new place is worse by the placement rules, or unsettles the balance, the
+placement driver moves it again, unless that part of it is paused ("shardctl balance pause replicas repair").` + jobHelp,
 		Example: `  shardctl shards move s12 --from n1 --to n4 --wait
   shardctl shards move s12 --from n1 --to n4 --dry-run`,
 		Args: cobra.ExactArgs(1),

@@ -263,7 +263,7 @@ func (o *Operator) String() string {
 	case OpSplit:
 		if len(o.Keys) > 0 {
 			for _, k := range o.Keys {
-				b.WriteString(" at " + strconv.QuoteToASCII(k))
+				b.WriteString(" at " + strconv.QuoteToASCII(strings.TrimPrefix(k, string(base.UserStart())))) // as people see it
 			}
 		} else {
 			fmt.Fprintf(&b, " by %s into %d", o.By, o.Parts)
