@@ -37,8 +37,8 @@ func (r *SplitRight) State() ReplicaState {
 // and applied state: commit the batch synced.
 func (b *Batch) SplitReplica(left base.ShardID, r SplitRight) {
 	st := r.State()
-	if rep, ok := r.Desc.Replica(r.Replica); !ok || len(st.Applied.Conf.VotersOutgoing) > 0 || left == r.Desc.Shard {
-		b.invalid(fmt.Errorf("split %s: create replica %s of %s: it is not listed, or the shard is joint", left, rep.Replica, r.Desc))
+	if _, ok := r.Desc.Replica(r.Replica); !ok || len(st.Applied.Conf.VotersOutgoing) > 0 || left == r.Desc.Shard {
+		b.invalid(fmt.Errorf("split %s: replica %s of %s is not listed, or the shard is joint", left, r.Replica, r.Desc))
 		return
 	}
 	b.SetMark(st.Shard, st.Mark)

@@ -358,3 +358,27 @@ type directoryFunc func(context.Context, []byte, bool) ([]Route, error)
 func (f directoryFunc) Lookup(ctx context.Context, k []byte, rev bool) ([]Route, error) {
 	return f(ctx, k, rev)
 }
+
+// TestASplitIsFollowedWithoutTheDirectory: the answer names both sides, the next attempt goes to the right one, at the
+// node that answered, and at once.
+func TestASplitIsFollowedWithoutTheDirectory(t *testing.T) {
+	w := newWorld(100)
+	r := New(Config{Directory: w, Sender: w, BackoffMin: time.Hour})
+	ctx := context.Background()
+	if _, err := r.Do(ctx, wire.Op{Code: wire.OpPut, Key: key(70), Value: []byte("1")}); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	lookups, sent := w.lookups, w.sent
+	w.splitLocked(key(50))
+	w.leader[w.shards[1].Shard] = w.leader[w.shards[0].Shard] // it is led where the shard was
+	w.mu.Unlock()
+	for _, i := range []int{70, 20} {
+		if _, err := r.Do(ctx, wire.Op{Code: wire.OpPut, Key: key(i), Value: []byte("2")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.lookups != lookups || w.sent != sent+3 {
+		t.Fatalf("%d look-ups, %d attempts; want none and 3", w.lookups-lookups, w.sent-sent)
+	}
+}

@@ -21,6 +21,8 @@
 // One more goroutine commits the steps of replicas' lives (life.go): creation by message, snapshot, removal. It touches
 // a replica only while that stands still on its worker, and puts another object in its place rather than change it.
 //
+// So do boundary commands that stand in a log (boundary.go): apply halts at one until its step is committed.
+//
 // There is no goroutine and no timer per shard. Worker w owns every shard with shard % W == w: fields in a `worker
 // struct` belong to it and have no lock. Apply workers own the Machine in the same way.
 //
