@@ -212,7 +212,7 @@ func (r *jobRunner) plan(ctx context.Context, s placement.JobSpec, dry bool) (*p
 	case placement.JobScatter:
 		return r.planScatter(ctx, s)
 	case placement.JobMerge:
-		return nil, status.Errorf(codes.Unimplemented, "this node knows no jobs that %s", s.Kind)
+		return r.planMerge(ctx, s)
 	}
 	now, err := r.world.now(ctx, s.Shard)
 	if err != nil {

@@ -420,3 +420,22 @@ func (c *fakeCluster) leader(d *base.Descriptor) base.StoreID {
 	defer c.mu.Unlock()
 	return c.mu.shards[d.Shard].Leader
 }
+
+func (c *fakeCluster) merge(ctx context.Context, left, right base.ShardID, note func(string)) error {
+	note("freeze")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.mu.refuse["merge "+left.String()]; err != nil {
+		return err
+	}
+	l, r := c.mu.shards[left].Desc, c.mu.shards[right].Desc
+	if _, _, apart := misaligned(l, r); apart > 0 {
+		return status.Error(codes.FailedPrecondition, "they are not on the same nodes")
+	}
+	l.End, l.Epoch.Version = r.End, max(l.Epoch.Version, r.Epoch.Version)+1
+	delete(c.mu.shards, right)
+	if err := c.dir.PutDescriptor(ctx, l.Clone()); err != nil {
+		return err
+	}
+	return c.mu.lost // the answer
+}

@@ -68,6 +68,10 @@ func (t *jobTask) run(ctx context.Context) {
 		step = (&drainTask{jobTask: t}).step
 	case placement.JobSplit:
 		step = (&splitTask{jobTask: t}).step
+	case placement.JobMerge:
+		m := &mergeTask{drainTask: drainTask{jobTask: t}}
+		defer m.stop()
+		step = m.step
 	case placement.JobScatter:
 		step = (&scatterTask{drainTask: drainTask{jobTask: t}}).step
 	case placement.JobVerify:

@@ -33,6 +33,9 @@ type jobWorld interface {
 	// split returns once the split is applied at the leader; how many keys were chosen if none were given. It is refused,
 	// FailedPrecondition, unless the shard's epoch is that of the descriptor.
 	split(ctx context.Context, ask splitAsk) error
+	// merge makes one attempt to merge a shard into its left neighbour; note is told of its phases. FailedPrecondition:
+	// the two cannot be merged as they are; Aborted: it was not made, another attempt may be.
+	merge(ctx context.Context, left, right base.ShardID, note func(phase string)) error
 	// picker returns what chooses the node for a replica that leaves one, nil for placement.PickTarget.
 	picker(from base.StoreID) func(*base.Descriptor, map[base.StoreID]placement.NodeNow) (base.StoreID, string)
 	// fits returns what says whether the rules hold as well with a replica on another node.

@@ -113,3 +113,7 @@ func (m *member) splitTarget(d *base.Descriptor) splitLimits {
 	out.prefix, out.delimiter, out.count = prefix, delimiter, uint32(count)
 	return out
 }
+
+func (w memberWorld) merge(_ context.Context, left, right base.ShardID, _ func(string)) error {
+	return status.Errorf(codes.FailedPrecondition, "this node cannot merge %s into %s yet", right, left)
+}

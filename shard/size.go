@@ -28,6 +28,8 @@ const (
 	// remeasureFirst and remeasureLast bound the time between looks at a shard that nobody writes to.
 	remeasureFirst = 10 * time.Second
 	remeasureLast  = time.Hour
+	// countedKeys is the most keys for which a shard that seems too large is counted: some milliseconds.
+	countedKeys = 4096
 	// fullAge is how old the measurement may be that a write is refused on.
 	fullAge = time.Second
 )
@@ -123,8 +125,15 @@ func (r *replica) measure(now time.Duration) {
 	written := s.written.Load()
 	mem := s.unflushed(epoch)
 	tables := r.store.engine.ApproxBytes(d.Start, d.End)
+	total := tables + mem
+	if limit := r.store.splitLimits().Bytes; limit > 0 && total > uint64(limit) {
+		// It is about to be split, or refuses writes: of few keys it is worth knowing it exactly.
+		if n, whole := r.store.engine.CountBytes(d.Start, d.End, countedKeys); whole {
+			total = min(total, n)
+		}
+	}
 	s.tables.Store(tables)
-	s.measured.Store(tables + mem)
+	s.measured.Store(total)
 	s.written.Add(-written)
 	s.desc.Store(d)
 	s.at.Store(max(int64(now), 1))
