@@ -21,19 +21,20 @@ import (
 // RecoveryStage is how far a recovery has come. The numbers are part of the format.
 type RecoveryStage uint8
 
-// Stages, in order. Up to RecoveryFence a recovery can be called off.
+// Stages, in order; the last three are ends. Up to RecoveryFence a recovery can be called off without a trace.
 const (
 	RecoveryFence     RecoveryStage = 1 // the failed stores are being fenced, on every survivor
 	RecoveryMeta      RecoveryStage = 2 // the meta shard is being made new
 	RecoveryShards    RecoveryStage = 3 // the other shards
 	RecoveryDone      RecoveryStage = 4
-	RecoveryCancelled RecoveryStage = 5
+	RecoveryCancelled RecoveryStage = 5 // called off, the fences are lifted
+	RecoveryStopped   RecoveryStage = 6 // stopped on the way, the fences stay
 )
 
 // String returns the word that the API uses.
 func (s RecoveryStage) String() string {
 	names := [...]string{RecoveryFence: "fence", RecoveryMeta: "meta", RecoveryShards: "shards", RecoveryDone: "done",
-		RecoveryCancelled: "cancelled"}
+		RecoveryCancelled: "cancelled", RecoveryStopped: "stopped"}
 	if s >= RecoveryFence && int(s) < len(names) {
 		return names[s]
 	}
@@ -41,7 +42,7 @@ func (s RecoveryStage) String() string {
 }
 
 // Ended reports whether nothing is left to do.
-func (s RecoveryStage) Ended() bool { return s == RecoveryDone || s == RecoveryCancelled }
+func (s RecoveryStage) Ended() bool { return s >= RecoveryDone }
 
 // Recovery is the record of a recovery of lost quorums. One with a higher ID takes the place of one with a lower: what
 // the lower one still asks for is refused.
@@ -58,7 +59,7 @@ func (r *Recovery) check() error {
 	switch {
 	case r.ID == 0 || r.Coordinator == 0:
 		return fmt.Errorf("recovery %d of coordinator %s", r.ID, r.Coordinator)
-	case r.Stage < RecoveryFence || r.Stage > RecoveryCancelled:
+	case r.Stage < RecoveryFence || r.Stage > RecoveryStopped:
 		return fmt.Errorf("recovery %d in %s", r.ID, r.Stage)
 	case len(r.Failed) == 0 || len(r.Survivors) == 0:
 		return fmt.Errorf("recovery %d with %d failed stores and %d survivors", r.ID, len(r.Failed), len(r.Survivors))

@@ -76,9 +76,9 @@ func TestFencesAndRecoveriesSurviveACrashAndFollowTheirOrder(t *testing.T) {
 
 func TestStagesHaveNames(t *testing.T) {
 	for s, want := range map[RecoveryStage]string{
-		RecoveryFence: "fence", RecoveryDone: "done", RecoveryCancelled: "cancelled", 0: "stage(0)", 9: "stage(9)",
+		RecoveryFence: "fence", RecoveryDone: "done", RecoveryCancelled: "cancelled", RecoveryStopped: "stopped", 0: "stage(0)", 9: "stage(9)",
 	} {
-		if s.String() != want || s.Ended() != (s == RecoveryDone || s == RecoveryCancelled) {
+		if s.String() != want || s.Ended() != (s >= RecoveryDone) {
 			t.Errorf("%d is %s, ended %t", s, s, s.Ended())
 		}
 	}

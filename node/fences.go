@@ -212,7 +212,7 @@ func fenceChange(req *pb.FenceStoresRequest) (c engine.FenceChange, err error) {
 			return c, status.Errorf(codes.InvalidArgument, "fence: token of %d bytes", len(req.PlanToken))
 		}
 		copy(r.Token[:], req.PlanToken)
-		for s := engine.RecoveryFence; s <= engine.RecoveryCancelled; s++ {
+		for s := engine.RecoveryFence; s <= engine.RecoveryStopped; s++ {
 			if s.String() == req.Stage {
 				r.Stage = s
 			}

@@ -125,6 +125,12 @@ func TestOneNodeOfThreeGoesOnAlone(t *testing.T) {
 	if done := recovered(t, p); len(done.Shards) != 5 || !slices.Equal(done.FailedNodes, failed) {
 		t.Errorf("recovered %v", done)
 	}
+	for _, s := range plan.Shards {
+		life, err := p.admin().ShardLog(testContext(t), &pb.ShardLogRequest{ShardId: s.ShardId})
+		if err != nil || !slices.ContainsFunc(life.Events, func(e *pb.ShardEvent) bool { return e.Kind == "recovered" }) {
+			t.Errorf("the life of s%d does not tell: %v %v", s.ShardId, life, err)
+		}
+	}
 	l.check(t, p)
 	l.put(t, p, 20, 4)
 	settled(t, p, 4)
@@ -447,15 +453,22 @@ func TestARecoveryIsCalledOffBeforeAnythingIsMadeNew(t *testing.T) {
 	})
 	away.halt()
 	away.start()
-	// Either it is called off in time, or it has gone on already: then it must say so.
-	_, err := at.admin().RecoverQuorum(testContext(t), &pb.RecoverQuorumRequest{Action: "cancel"})
-	if status.Code(err) == codes.FailedPrecondition {
+	// It is called off in time, or has gone on by then: in that case it only stops, and can be begun again.
+	resp, err := at.admin().RecoverQuorum(testContext(t), &pb.RecoverQuorumRequest{Action: "cancel"})
+	if err != nil && status.Code(err) != codes.FailedPrecondition {
+		t.Fatal(err)
+	}
+	if resp.GetStage() != "cancelled" {
+		now, err := at.admin().RecoverQuorum(testContext(t), &pb.RecoverQuorumRequest{Action: "status"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now.Stage == "" {
+			begin(t, at, failed, planned(t, at, failed))
+		}
 		recovered(t, at)
 		l.check(t, at)
 		return
-	}
-	if err != nil {
-		t.Fatal(err)
 	}
 	for _, p := range lost {
 		p.start()

@@ -187,7 +187,7 @@ func (r *recoverer) status(ctx context.Context, req *pb.RecoverQuorumRequest) (*
 func (r *recoverer) local() *pb.RecoverQuorumResponse {
 	id, _ := r.m.n.eng.Ident()
 	rec := id.Recovery
-	if rec == nil || rec.Stage == engine.RecoveryCancelled {
+	if rec == nil || rec.Stage == engine.RecoveryCancelled || rec.Stage == engine.RecoveryStopped {
 		return &pb.RecoverQuorumResponse{}
 	}
 	resp := &pb.RecoverQuorumResponse{
@@ -201,7 +201,8 @@ func (r *recoverer) local() *pb.RecoverQuorumResponse {
 	return resp
 }
 
-// cancelled calls a recovery off that has not touched a replica.
+// cancelled ends a recovery: before any replica was touched without a trace, later between two steps; the failed nodes then
+// stay fenced, since what was made new must never meet them.
 func (r *recoverer) cancelled(ctx context.Context, req *pb.RecoverQuorumRequest) (*pb.RecoverQuorumResponse, error) {
 	id, _ := r.m.n.eng.Ident()
 	rec := id.Recovery
@@ -215,12 +216,6 @@ func (r *recoverer) cancelled(ctx context.Context, req *pb.RecoverQuorumRequest)
 	if r.mu.rec != nil {
 		rec = r.mu.rec
 	}
-	if rec.Stage != engine.RecoveryFence {
-		r.mu.Unlock()
-		return nil, status.Errorf(codes.FailedPrecondition,
-			"replicas may have been made new already, so that the failed nodes can never come back: it only goes forward (stage %s)",
-			rec.Stage)
-	}
 	r.mu.cancel = true
 	resp := &pb.RecoverQuorumResponse{
 		PlanToken: fmt.Sprintf("%x", rec.Token), Stage: rec.Stage.String(), FailedNodes: numbers(rec.Failed),
@@ -228,7 +223,10 @@ func (r *recoverer) cancelled(ctx context.Context, req *pb.RecoverQuorumRequest)
 	}
 	r.mu.Unlock()
 	for ctx.Err() == nil {
-		if now, _ := r.m.n.eng.Ident(); now.Recovery.Stage == engine.RecoveryCancelled && r.current() == nil {
+		if now, _ := r.m.n.eng.Ident(); now.Recovery.Stage.Ended() && r.current() == nil {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			resp.Stage, resp.Shards = now.Recovery.Stage.String(), slices.Clone(r.mu.shards)
 			return resp, nil
 		}
 		pause(ctx, initPoll)

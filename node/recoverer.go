@@ -50,6 +50,7 @@ type recoverer struct {
 		shards   []*pb.RecoverShard // of the rounds so far, by start
 		problems []string           // of the last round
 		cancel   bool
+		lives    map[base.ShardID][]placement.LifeEvent // not written yet
 	}
 }
 
@@ -86,7 +87,7 @@ func (r *recoverer) run(ctx context.Context) {
 func (r *recoverer) resume() {
 	id, _ := r.m.n.eng.Ident()
 	old := id.Recovery
-	if old == nil || old.Coordinator != r.m.self || old.Stage == engine.RecoveryDone {
+	if old == nil || old.Coordinator != r.m.self || old.Stage.Ended() && old.Stage != engine.RecoveryCancelled {
 		return
 	}
 	next := *old
@@ -128,6 +129,7 @@ func (r *recoverer) report(problems []string) {
 func (r *recoverer) begin(rec *engine.Recovery, shards []*pb.RecoverShard) {
 	r.mu.Lock()
 	r.mu.rec, r.mu.shards, r.mu.problems, r.mu.cancel = rec, shards, nil, false
+	r.mu.lives = make(map[base.ShardID][]placement.LifeEvent)
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -145,12 +147,22 @@ func (r *recoverer) advance(ctx context.Context, rec *engine.Recovery, stage eng
 	}
 	if r.mu.cancel && rec.Stage == engine.RecoveryFence {
 		stage = engine.RecoveryCancelled
+	} else if r.mu.cancel {
+		stage = engine.RecoveryStopped
 	}
 	next.Stage = max(rec.Stage, stage)
 	r.mu.rec = &next
 	r.mu.Unlock()
-	if next.Stage == engine.RecoveryCancelled {
+	switch next.Stage {
+	case engine.RecoveryCancelled:
 		return nil, r.callOff(ctx, &next)
+	case engine.RecoveryStopped:
+		if err := r.tell(ctx, &next); err != nil {
+			return nil, err
+		}
+		r.m.log.Warn("recovery stopped", "recovery", next.ID)
+		r.set(nil)
+		return nil, nil
 	}
 	return &next, r.tell(ctx, &next)
 }
@@ -243,6 +255,7 @@ func (r *recoverer) round(ctx context.Context, rec *engine.Recovery) error {
 	if rec.Stage == engine.RecoveryCancelled {
 		return r.callOff(ctx, rec)
 	}
+	r.writeLives(ctx)
 	rec, err := r.advance(ctx, rec, rec.Stage) // all have it, and its fences
 	if err != nil || rec == nil {
 		return err
@@ -269,7 +282,7 @@ func (r *recoverer) round(ctx context.Context, rec *engine.Recovery) error {
 		if err := r.m.skipIDs(ctx, g); err != nil {
 			return err
 		}
-		if rec, err = r.advance(ctx, rec, engine.RecoveryShards); err != nil {
+		if rec, err = r.advance(ctx, rec, engine.RecoveryShards); err != nil || rec == nil {
 			return err
 		}
 	}
@@ -352,6 +365,7 @@ func (r *recoverer) renew(ctx context.Context, rec *engine.Recovery, g *gathered
 		m.learnMeta(d)
 	}
 	m.log.Warn("shard recovered", "recovery", rec.ID, "node", at.String(), "shard", d.String(), "loss", s.Loss)
+	r.note(d.Shard, at, s)
 	for _, drop := range s.Dropped {
 		if err := m.askRecover(ctx, drop.Store, dropRequest(rec.ID, drop, d)); err != nil {
 			// It asks about itself, as every replica does that has no leader.
@@ -360,6 +374,34 @@ func (r *recoverer) renew(ctx context.Context, rec *engine.Recovery, g *gathered
 		}
 	}
 	return nil
+}
+
+// note keeps a line for the life of a shard, until the meta shard takes it.
+func (r *recoverer) note(id base.ShardID, at base.StoreID, s *recovery.Shard) {
+	e := placement.LifeEvent{
+		UnixMS: uint64(r.m.clock.Wall().UnixMilli()), Kind: placement.LifeRecovered, Detail: fmt.Sprintf("at %s: %s", at, s.Loss),
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.lives[id] = append(r.mu.lives[id], e)
+}
+
+// writeLives writes the lines that wait, if the meta shard is there; they are for people, so nothing waits for them.
+func (r *recoverer) writeLives(ctx context.Context) {
+	r.mu.Lock()
+	lives := r.mu.lives
+	r.mu.Unlock()
+	if len(lives) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	defer cancel()
+	if err := r.m.dir.AddRecovered(ctx, lives); err != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.lives = make(map[base.ShardID][]placement.LifeEvent)
 }
 
 // remadeMeta returns contents for a meta shard that nobody has any more.
@@ -432,8 +474,9 @@ func (r *recoverer) finish(ctx context.Context, rec *engine.Recovery) error {
 		}
 	}
 	m.jobs.marks.forget()
+	r.writeLives(ctx)
 	rec, err := r.advance(ctx, rec, engine.RecoveryDone)
-	if err != nil {
+	if err != nil || rec == nil {
 		return err
 	}
 	m.log.Warn("recovery is done", "recovery", rec.ID)

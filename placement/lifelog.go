@@ -93,9 +93,19 @@ func (d *Directory) Life(ctx context.Context, id base.ShardID, limit int) ([]Lif
 
 // AddLife adds events to the lives of shards, for the meta leader that holds the fence. ErrStale: another one does.
 func (d *Directory) AddLife(ctx context.Context, f Fence, events map[base.ShardID][]LifeEvent) error {
+	return d.addLife(ctx, &f, events)
+}
+
+// AddRecovered adds what a recovery of lost quorums did to shards, which needs no driver.
+func (d *Directory) AddRecovered(ctx context.Context, events map[base.ShardID][]LifeEvent) error {
+	return d.addLife(ctx, nil, events)
+}
+
+// addLife is AddLife, for anybody if there is no fence.
+func (d *Directory) addLife(ctx context.Context, f *Fence, events map[base.ShardID][]LifeEvent) error {
 	for some := range slices.Chunk(slices.Sorted(maps.Keys(events)), lifeAtOnce) {
 		err := d.retry(ctx, "record the life of shards", func() ([]wire.Sub, error) {
-			checks, err := d.fenced(ctx, &f)
+			checks, err := d.fenced(ctx, f)
 			if err != nil {
 				return nil, err
 			}

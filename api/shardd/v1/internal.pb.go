@@ -3631,7 +3631,7 @@ type FenceStoresRequest struct {
 	// The recovery that the nodes are given up in; 0: they were removed. A later id takes over from an earlier one.
 	RecoveryId  uint64 `protobuf:"varint,3,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
 	Coordinator uint64 `protobuf:"varint,4,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
-	// fence, meta, shards, done or cancelled; cancelled lifts the fences.
+	// fence, meta, shards, done, cancelled or stopped; cancelled lifts the fences.
 	Stage     string   `protobuf:"bytes,5,opt,name=stage,proto3" json:"stage,omitempty"`
 	PlanToken []byte   `protobuf:"bytes,6,opt,name=plan_token,json=planToken,proto3" json:"plan_token,omitempty"`
 	Survivors []uint64 `protobuf:"varint,7,rep,packed,name=survivors,proto3" json:"survivors,omitempty"`
