@@ -122,6 +122,7 @@ func (s *adminService) TransferLeader(ctx context.Context, req *pb.TransferLeade
 	if err != nil {
 		return nil, err
 	}
+	m.log.Info("leadership transferred on request", "shard", sh.String(), "from", from.String(), "to", to.String())
 	return &pb.TransferLeaderResponse{FromNode: uint64(from), ToNode: uint64(to), Term: term}, nil
 }
 

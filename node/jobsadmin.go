@@ -75,6 +75,7 @@ func (s *adminService) CancelJob(ctx context.Context, req *pb.CancelJobRequest) 
 		if err != nil {
 			return nil, jobStatus(err)
 		}
+		m.log.Info("job cancelled", "job", j.ID.String())
 		return &pb.CancelJobResponse{Job: jobProto(j)}, nil
 	}, pb.AdminServiceClient.CancelJob)
 }
@@ -86,6 +87,7 @@ func (s *adminService) Undrain(ctx context.Context, req *pb.UndrainRequest) (*pb
 		if err := m.jobs.undrain(ctx, base.StoreID(req.NodeId)); err != nil {
 			return nil, jobStatus(err)
 		}
+		m.log.Info("node undrained", "undrained", base.StoreID(req.NodeId).String())
 		return &pb.UndrainResponse{}, nil
 	}, pb.AdminServiceClient.Undrain)
 }
@@ -154,6 +156,8 @@ func (r *jobRunner) start(ctx context.Context, spec *pb.JobSpec, dry bool) (*pla
 	}
 	r.marks.forget()
 	r.search()
+	r.log.Info("job asked for", "job", j.ID.String(), "kind", j.Spec.Kind.String(), "shard", uint64(j.Spec.Shard),
+		"from", uint64(j.Spec.From), "to", uint64(j.Spec.To))
 	return j, nil
 }
 
