@@ -25,7 +25,11 @@ var (
 // work in flight than the settings allow; and once nothing more happens and all nodes are back, every shard must be as its
 // rule says, replicas spread evenly, and the planner still.
 func TestRandomClustersKeepTheirInvariantsAndComeToRest(t *testing.T) {
-	for seed := *first; seed < *first+uint64(*seeds); seed++ {
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 4)
+	}
+	for seed := *first; seed < *first+uint64(n); seed++ {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { randomCluster(t, seed) })
 	}
 }

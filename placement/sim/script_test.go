@@ -30,11 +30,14 @@ import (
 //	load requests=N spread=uniform|zipf|spot [every=D] | grow bytes=SIZE within=D spread=... | churn keep=PERCENT
 //	zones                                   (input: a zones file)
 //	takeover [pause=D]                      another driver
-//	run D | settle [within=D] [rounds=N]    prints how long it took and what was done
-//	expect-spread within=N | percent=N | label=LABEL
+//	run D | settle [within=D] [rounds=N]    prints which kinds of operators were started; the log has the numbers
+//	expect-spread within=N | percent=N      of replicas and leaders per node
+//	expect-spread label=LABEL               prints in how many of its values shards have replicas
+//	expect-empty nX [of-leaders] | expect-shards [min=N] [max=N]
+//	expect-load percent=N                   no node has more load than so many percent above the mean
 //	expect-quiet rounds=N                   no operator for so many rounds
 //	expect-well | expect-wrong              every shard is as its rule says, or what is not
-//	print nodes | shards | ops | needs | wrong
+//	print nodes | shards (in the log) | needs | wrong
 //
 // What an expect or a settle asks for must be so, whatever the golden text says.
 func TestScripts(t *testing.T) {
@@ -235,7 +238,7 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 		}
 		c.ResetStats()
 		c.Run(dur)
-		s.done()
+		s.done(t)
 	case "settle":
 		began := c.Now()
 		c.ResetStats()
@@ -243,8 +246,8 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 		if !c.Settle(rounds, a.duration("within", "2h")) {
 			t.Errorf("%s: it does not come to rest", d.Pos)
 		}
-		s.printf("%s until the last operator began\n", c.Now()-began-time.Duration(c.Stats().Quiet)*time.Second)
-		s.done()
+		t.Logf("%s until the last operator began", c.Now()-began-time.Duration(c.Stats().Quiet)*time.Second)
+		s.done(t)
 	case "expect-spread":
 		s.spread(a)
 	case "expect-quiet":
@@ -255,7 +258,7 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 		if c.Stats().Quiet < c.Stats().Rounds {
 			t.Errorf("%s: it is not quiet", d.Pos)
 		}
-		s.done()
+		s.done(t)
 	case "expect-well", "expect-wrong":
 		wrong := c.Wrong()
 		if (len(wrong) > 0) != (d.Cmd == "expect-wrong") {
@@ -264,8 +267,29 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 		for _, w := range wrong {
 			s.printf("%s\n", w)
 		}
+	case "expect-empty":
+		for _, n := range c.Counts() {
+			if n.Node == a.node(0) && (n.Leaders > 0 || n.Replicas > 0 && a.word(1) != "of-leaders") {
+				t.Errorf("%s: %s has %d replicas, %d leaders", d.Pos, n.Node, n.Replicas, n.Leaders)
+			}
+		}
+	case "expect-shards":
+		if lo, hi := a.number("min", 1), a.number("max", 1<<30); c.Shards() < lo || c.Shards() > hi {
+			t.Errorf("%s: %d shards", d.Pos, c.Shards())
+		}
+	case "expect-load":
+		// A single key can carry more than a node's share, so that the percent cannot be small.
+		var loads []int
+		for _, n := range c.Counts() {
+			loads = append(loads, int(n.Requests))
+		}
+		r := sim.RangeOf(loads)
+		t.Logf("load from %d to %d requests per second", r.Min, r.Max)
+		if most := a.number("percent", 0); float64(r.Max) > r.Mean*float64(100+most)/100 {
+			t.Errorf("%s: load from %d to %d, %.0f in the mean", d.Pos, r.Min, r.Max, r.Mean)
+		}
 	case "print":
-		s.print(a.word(0))
+		s.print(t, a.word(0))
 	default:
 		a.fail("unknown command %s", d.Cmd)
 	}
@@ -274,20 +298,21 @@ func (s *script) do(t *testing.T, d *datadriven.TestData) {
 	}
 }
 
-// done prints what was done.
-func (s *script) done() {
+// done prints which kinds of operators were done; how many is for the log, as it changes with every change of the planner.
+func (s *script) done(t *testing.T) {
 	st := s.c.Stats()
-	any := false
+	var did []string
 	for k := plan.OpMove; k <= plan.OpTransfer; k++ {
 		if st.Proposed[k] == 0 && st.Done[k] == 0 && st.Failed[k] == 0 {
 			continue
 		}
-		any = true
-		s.printf("%s: %d proposed, %d done, %d failed\n", k, st.Proposed[k], st.Done[k], st.Failed[k])
+		did = append(did, k.String())
+		t.Logf("%s: %d proposed, %d done, %d failed", k, st.Proposed[k], st.Done[k], st.Failed[k])
 	}
-	if !any {
-		s.printf("no operator\n")
+	if len(did) == 0 {
+		did = []string{"no operator"}
 	}
+	s.printf("%s\n", strings.Join(did, ", "))
 }
 
 func (s *script) spread(a args) {
@@ -302,21 +327,20 @@ func (s *script) spread(a args) {
 		if within >= 0 && r.Width() > within || percent >= 0 && r.Percent() > float64(percent) && r.Width() > 2 {
 			a.t.Errorf("%s: %s from %d to %d", a.d.Pos, name, r.Min, r.Max)
 		}
-		s.printf("%s from %d to %d\n", name, r.Min, r.Max)
+		a.t.Logf("%s from %d to %d", name, r.Min, r.Max)
 	}
 }
 
-func (s *script) print(what string) {
+// print shows numbers in the log, and what is wrong in the output.
+func (s *script) print(t *testing.T, what string) {
 	switch what {
 	case "nodes":
 		for _, n := range s.c.Counts() {
-			s.printf("%s %s: %d replicas, %d leaders, %s, %d/s\n", n.Node, s.c.Describe(n.Node), n.Replicas, n.Leaders,
-				mib(n.Bytes), n.Requests)
+			t.Logf("%s %s: %d replicas, %d leaders, %d MiB, %d/s", n.Node, s.c.Describe(n.Node), n.Replicas, n.Leaders,
+				n.Bytes>>20, n.Requests)
 		}
 	case "shards":
-		s.printf("%d shards\n", s.c.Shards())
-	case "ops":
-		s.done()
+		t.Logf("%d shards", s.c.Shards())
 	case "wrong":
 		for _, id := range s.c.WrongShards() {
 			s.printf("%s\n", s.c.Show(id))
@@ -324,9 +348,7 @@ func (s *script) print(what string) {
 	case "needs":
 		needs := s.c.View().Needs()
 		for _, k := range slices.Sorted(maps.Keys(needs)) {
-			s.printf("%d %s\n", needs[k], k)
+			s.printf("%s\n", k)
 		}
 	}
 }
-
-func mib(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }

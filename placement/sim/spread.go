@@ -65,10 +65,11 @@ func (c *Cluster) Spread() (replicas, leaders Range) {
 			r, l = append(r, n.Replicas), append(l, n.Leaders)
 		}
 	}
-	return rangeOf(r), rangeOf(l)
+	return RangeOf(r), RangeOf(l)
 }
 
-func rangeOf(n []int) Range {
+// RangeOf sums up numbers.
+func RangeOf(n []int) Range {
 	if len(n) == 0 {
 		return Range{}
 	}
