@@ -67,6 +67,9 @@ type member struct {
 	metaHint atomic.Uint64
 	// metaSeen is the Boot time of the last answered report, 0 before the first.
 	metaSeen atomic.Int64
+	// merges counts the ids of merges of this life; asks runs what frozen shards want to know.
+	merges atomic.Uint64
+	asks   asks
 }
 
 // boot makes a member from the ident on disk. Nothing of it runs yet. The incarnation is raised, synced, before
@@ -100,8 +103,12 @@ func (n *Node) boot() (*member, error) {
 			Factor: uint64(s.LogFactor), FloorBytes: uint64(s.LogFloorBytes),
 			ShardCapBytes: uint64(s.LogShardCapBytes), StoreCapBytes: uint64(s.LogStoreCapBytes),
 		},
+<<<<<<< HEAD
 		Split:   s.splitLimits(),
 		MayLead: m.mayLead, OnSplit: m.onSplit,
+=======
+		MayLead: m.mayLead, OnSplit: m.onSplit, OnMerge: m.onMerge, Merges: mergeAsker{m}, MergeTimeout: mergeTicks * s.Tick,
+>>>>>>> 5244d0c (node: the steps of a merge at their leaders, the question of a frozen shard, one whole attempt; the mark of a merged shard is proof)
 		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
 			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)
 		},
@@ -192,6 +199,7 @@ func (m *member) run(ctx context.Context) error {
 	background.Go(func() { m.orphanLoop(loops) })
 	background.Go(func() { m.jobLoop(loops) })
 	background.Go(func() { m.driver.run(loops) })
+	background.Go(func() { m.asks.run(loops) })
 
 	var err error
 	select {

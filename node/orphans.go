@@ -8,6 +8,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	pb "github.com/shardd/shardd/api/shardd/v1"
+	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/shard"
 )
@@ -17,6 +19,10 @@ import (
 // if its descriptor does not list the asking replica and gives out higher ids: the id can never be a member again. The
 // index itself is none, nor is silence, nor a node that says it has no replica. A replica that is still listed stays,
 // also a faulted one: it goes when it has been replaced.
+//
+// Of a shard that was merged into its neighbour there are no members any more. The mark that it left on a store that had
+// it is proof for every other one. If the index does not have the shard, that is asked for where its range is now, and
+// then of every node.
 
 const (
 	// orphanPause is the time between rounds, in report intervals, jittered by half; orphanAsks the most orphans that
@@ -80,71 +86,123 @@ func (m *member) reconcile(ctx context.Context, asked map[base.ShardID]*orphanAs
 func (m *member) askAboutOrphan(ctx context.Context, o shard.Orphan) {
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
-	proof, from := m.proofOfRemoval(ctx, o)
-	if proof == nil {
+	proof := m.proofOfRemoval(ctx, o)
+	name := base.ReplicaName(o.Shard, o.Replica)
+	var err error
+	switch {
+	case proof.merged:
+		err = m.store.RemoveMerged(ctx, o.Shard, o.Replica)
+	case proof.desc != nil:
+		err = m.store.RemoveReplica(ctx, o.Shard, o.Replica, proof.desc)
+	default:
 		m.n.metrics.orphanAsks.WithLabelValues("kept").Inc()
 		return
 	}
-	name := base.ReplicaName(o.Shard, o.Replica)
-	if err := m.store.RemoveReplica(ctx, o.Shard, o.Replica, proof); err != nil {
+	if err != nil {
 		m.n.metrics.orphanAsks.WithLabelValues("failed").Inc()
 		m.log.Warn("remove replica that is no member any more", "replica", name, "proof", proof.String(), "err", err)
 		return
 	}
 	m.n.metrics.orphanAsks.WithLabelValues("removed").Inc()
 	m.log.Info("replica removed: it is no member any more", "replica", name, "was", o.Reason, "proof", proof.String(),
-		"from", from.String())
+		"from", proof.from.String())
+}
+
+// proofOf is what a node knows that proves a replica to be gone for good; the zero value: nothing.
+type proofOf struct {
+	desc   *base.Descriptor // the shard's, without the replica
+	merged bool             // the shard was merged away
+	from   base.StoreID
+}
+
+func (p *proofOf) found() bool { return p.merged || p.desc != nil }
+
+func (p *proofOf) String() string {
+	if p.merged {
+		return "merged away"
+	}
+	return p.desc.String()
 }
 
 // proofOfRemoval asks the nodes that may have a replica of the orphan's shard.
-func (m *member) proofOfRemoval(ctx context.Context, o shard.Orphan) (*base.Descriptor, base.StoreID) {
+func (m *member) proofOfRemoval(ctx context.Context, o shard.Orphan) (p proofOf) {
 	asked := map[base.StoreID]bool{m.self: true}
-	ask := func(d *base.Descriptor) (*base.Descriptor, base.StoreID) {
-		if d == nil {
-			return nil, 0
+	ask := func(at base.StoreID) {
+		if asked[at] || p.found() || ctx.Err() != nil {
+			return
 		}
-		for _, r := range d.Replicas {
-			if asked[r.Store] || ctx.Err() != nil {
-				continue
-			}
-			asked[r.Store] = true
-			got, err := m.appliedAt(ctx, r.Store, o.Shard)
-			if err != nil {
-				m.log.Debug("ask about replica without leader", "replica", base.ReplicaName(o.Shard, o.Replica),
-					"node", r.Store.String(), "err", err)
-				continue
-			}
-			if provesRemoval(got, o) {
-				return got, r.Store
+		asked[at] = true
+		var err error
+		if p, err = m.proofAt(ctx, at, o); err != nil {
+			m.log.Debug("ask about replica without leader", "replica", base.ReplicaName(o.Shard, o.Replica),
+				"node", at.String(), "err", err)
+		}
+	}
+	members := func(d *base.Descriptor) {
+		if d != nil {
+			for _, r := range d.Replicas {
+				ask(r.Store)
 			}
 		}
-		return nil, 0
 	}
-	if d, at := ask(o.Desc); d != nil {
-		return d, at
+	if members(o.Desc); p.found() {
+		return p
 	}
-	var d *base.Descriptor
-	var err error
 	if o.Shard == base.MetaShard {
-		d = m.metaDesc()
-	} else if d, err = m.indexedDesc(ctx, o); err != nil {
-		m.log.Debug("find members of an orphan", "replica", base.ReplicaName(o.Shard, o.Replica), "err", err)
+		members(m.metaDesc())
+		return p
 	}
-	return ask(d)
+	own, owner, err := m.indexedDescs(ctx, o)
+	if members(own); p.found() || own != nil {
+		return p
+	}
+	if status.Code(err) != codes.NotFound {
+		m.log.Debug("find members of an orphan", "replica", base.ReplicaName(o.Shard, o.Replica), "err", err)
+		return p
+	}
+	members(owner)
+	for at := range m.book.all() {
+		ask(at)
+	}
+	return p
 }
 
-// indexedDesc finds the shard of an orphan in the index: by its range, if the orphan has one.
-func (m *member) indexedDesc(ctx context.Context, o shard.Orphan) (*base.Descriptor, error) {
+// indexedDescs finds the shard of an orphan in the index, nil with codes.NotFound if it has none, and the one that has
+// the start of its range, nil if the orphan has no range.
+func (m *member) indexedDescs(ctx context.Context, o shard.Orphan) (own, owner *base.Descriptor, err error) {
 	if o.Desc != nil {
 		shards, err := m.dir.Lookup(ctx, o.Desc.Start, 1, false)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		if len(shards) > 0 && shards[0].Desc.Shard == o.Shard {
-			return shards[0].Desc, nil
+		if len(shards) > 0 {
+			owner = shards[0].Desc
+		}
+		if owner != nil && owner.Shard == o.Shard {
+			return owner, owner, nil
 		}
 	}
-	return m.indexed(ctx, o.Shard)
+	own, err = m.indexed(ctx, o.Shard)
+	return own, owner, err
+}
+
+// proofAt asks one node.
+func (m *member) proofAt(ctx context.Context, at base.StoreID, o shard.Orphan) (proofOf, error) {
+	resp, err := m.askReplica(ctx, at, o.Shard)
+	if resp != nil && base.ReplicaID(resp.MarkNextReplicaId) == engine.MergedAway {
+		return proofOf{merged: true, from: at}, nil
+	}
+	if err != nil {
+		return proofOf{}, err
+	}
+	d, err := descriptorOf(at, resp)
+	if err != nil {
+		return proofOf{}, err
+	}
+	if !provesRemoval(d, o) {
+		return proofOf{}, nil
+	}
+	return proofOf{desc: d, from: at}, nil
 }
 
 // provesRemoval says whether an applied descriptor proves that an orphan is no member and never will be.
@@ -162,6 +220,10 @@ func (m *member) appliedAt(ctx context.Context, at base.StoreID, id base.ShardID
 	if err != nil {
 		return nil, err
 	}
+	return descriptorOf(at, resp)
+}
+
+func descriptorOf(at base.StoreID, resp *pb.ReplicaResponse) (*base.Descriptor, error) {
 	if len(resp.Descriptor_) == 0 {
 		return nil, errNoDescriptor
 	}

@@ -63,6 +63,9 @@ func (m *member) reportedOf(s *shard.Summary, now time.Duration) reported {
 	if s.Desc != nil {
 		r.epoch = s.Desc.Epoch
 	}
+	if f := s.Freeze; f != nil {
+		r.into, r.merge = f.Into, f.ID
+	}
 	if s.Leads {
 		r.load, r.hot, r.split = quietLoad(s.Load), string(s.HotKey), string(s.LoadSplitKey)
 		r.silent, r.behind = m.followers.of(s.Shard)

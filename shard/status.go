@@ -26,6 +26,8 @@ type Summary struct {
 	Applied uint64
 	Stats   engine.Stats
 	Faulted string // reason, empty if healthy
+	// Freeze is set while the shard is frozen for a merge.
+	Freeze *engine.Freeze
 
 	// SizeBytes is about what the shard's data takes here, on disk and in memtables, as measured SizeAge ago plus what
 	// was written since.
@@ -73,7 +75,7 @@ func (r *replica) summary() Summary {
 	why, _ := r.faultReason()
 	out := Summary{
 		Shard: r.shard, Desc: r.desc.Load(), Replica: r.id, Leads: l.leads, Leader: l.store, Term: l.term,
-		Applied: r.applied.Load(), Stats: r.appliedState().Stats, Faulted: why,
+		Applied: r.applied.Load(), Stats: r.appliedState().Stats, Faulted: why, Freeze: r.frozen.Load(),
 	}
 	now := r.store.clock.Boot()
 	out.SizeBytes, out.SizeAge = r.sizeNow(now)
