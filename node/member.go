@@ -103,12 +103,8 @@ func (n *Node) boot() (*member, error) {
 			Factor: uint64(s.LogFactor), FloorBytes: uint64(s.LogFloorBytes),
 			ShardCapBytes: uint64(s.LogShardCapBytes), StoreCapBytes: uint64(s.LogStoreCapBytes),
 		},
-<<<<<<< HEAD
 		Split:   s.splitLimits(),
-		MayLead: m.mayLead, OnSplit: m.onSplit,
-=======
 		MayLead: m.mayLead, OnSplit: m.onSplit, OnMerge: m.onMerge, Merges: mergeAsker{m}, MergeTimeout: mergeTicks * s.Tick,
->>>>>>> 5244d0c (node: the steps of a merge at their leaders, the question of a frozen shard, one whole attempt; the mark of a merged shard is proof)
 		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
 			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)
 		},

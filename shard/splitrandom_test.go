@@ -18,13 +18,19 @@ type worldOf struct {
 	rng  *rand.Rand
 	rows map[string]string // what a plain map would hold
 	next base.ShardID
+
+	heals bool // a cut may leave no quorum: it ends if there is no leader for long
 }
 
 // owner returns the leader that serves a key, and the shard's descriptor.
 func (w *worldOf) owner(key string) (lead *testNode, d *base.Descriptor) {
 	w.c.t.Helper()
 	k := base.UserKey([]byte(key))
+	tries := 0
 	w.c.until("a leader for "+key, func() bool {
+		if tries++; w.heals && tries == 60 {
+			w.c.net.HealAll()
+		}
 		lead = nil
 		w.c.live(func(n *testNode) {
 			n.store.mu.RLock()
