@@ -114,6 +114,7 @@ func (m *member) splitTarget(d *base.Descriptor) splitLimits {
 	return out
 }
 
-func (w memberWorld) merge(_ context.Context, left, right base.ShardID, _ func(string)) error {
-	return status.Errorf(codes.FailedPrecondition, "this node cannot merge %s into %s yet", right, left)
+func (w memberWorld) merge(ctx context.Context, left, right base.ShardID, note func(string)) error {
+	_, err := w.m.mergeShards(ctx, left, right, w.m.newMergeID(), note)
+	return err
 }
