@@ -114,7 +114,7 @@ func (a *mergeAttempt) run(ctx context.Context, l, r *base.Descriptor) (*base.De
 	switch status.Code(err) {
 	case codes.OK:
 	case codes.Aborted, codes.FailedPrecondition: // definite: it is not frozen
-		return nil, err
+		return nil, status.Error(codes.Aborted, status.Convert(err).Message()) // the shards have changed since the look
 	default:
 		return nil, a.abort(ctx, fmt.Errorf("freeze %s: %w", a.q.Right, err), nil)
 	}

@@ -119,7 +119,8 @@ func TestNumbersAreFixed(t *testing.T) {
 		{uint8(ShardNotFound), 5, "shard-not-found"}, {uint8(Busy), 6, "busy"}, {uint8(Ambiguous), 7, "ambiguous"},
 		{uint8(Invalid), 8, "invalid"}, {uint8(Unavailable), 9, "unavailable"}, {uint8(TimedOut), 10, "timed-out"},
 		{uint8(Failed), 11, "failed"}, {uint8(DiskFull), 12, "disk-full"}, {uint8(EntryData), 1, "entry-data"},
-		{uint8(EntryVerify), 2, "entry-verify"}, {uint8(EntrySplit), 3, "entry-split"},
+		{uint8(EntryVerify), 2, "entry-verify"}, {uint8(EntryFreeze), 4, "entry-freeze"}, {uint8(EntryThaw), 5, "entry-thaw"},
+		{uint8(EntryCommitMerge), 6, "entry-commit-merge"}, {uint8(EntryAbortMerge), 7, "entry-abort-merge"}, {uint8(EntrySplit), 3, "entry-split"},
 	}
 	for _, c := range codes {
 		if c.got != c.want {
