@@ -52,3 +52,12 @@ func putText(t *testing.T, path, text string) {
 	}
 	t.Logf("\n%s", text)
 }
+
+// makeDir makes a folder for results and returns it.
+func makeDir(t *testing.T, dir string) string {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

@@ -75,6 +75,9 @@ func New(t testing.TB, bin Binaries, n int) *Cluster {
 	return c
 }
 
+// T is the test that the cluster belongs to.
+func (c *Cluster) T() testing.TB { return c.t }
+
 func (c *Cluster) close() {
 	_ = c.Admin.Close()
 	for _, n := range c.Nodes {
