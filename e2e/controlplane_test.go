@@ -65,6 +65,7 @@ func TestFiguresOfAControlPlaneThatIsDown(t *testing.T) {
 		if i >= 3 {
 			pool = "data"
 		}
+		n.Balance = true
 		n.Args = append(n.Args, "--labels", "pool="+pool, "--memtable", "16MiB", "--cache", "32MiB", "--entry-cache", "32MiB")
 	}
 	for i := range 3 {

@@ -51,6 +51,7 @@ func TestFiguresOfGrowthFromOneNodeToFive(t *testing.T) {
 	}
 	c := harness.New(t, binaries(t), g.Nodes)
 	for _, n := range c.Nodes {
+		n.Balance = true
 		n.Args = append(n.Args, "--split-size", fmt.Sprintf("%dMiB", g.SplitMiB), "--memtable", "16MiB", "--cache", "64MiB",
 			"--entry-cache", "32MiB")
 	}

@@ -70,7 +70,7 @@ func TestRoundsOfSplitAndMergeUnderFaults(t *testing.T) {
 	c := harness.New(t, binaries(t), nodes)
 	var links []*harness.Proxy
 	for i, n := range c.Nodes {
-		n.Args = append(n.Args, "--memtable", "16MiB", "--cache", "32MiB", "--entry-cache", "32MiB", "--balance=false")
+		n.Args = append(n.Args, "--memtable", "16MiB", "--cache", "32MiB", "--entry-cache", "32MiB")
 		links = append(links, c.PutBehindProxy(i))
 	}
 	for i := range nodes {

@@ -111,9 +111,6 @@ func TestFiguresOfSplitAndMergeStalls(t *testing.T) {
 		return
 	}
 	c := harness.New(t, binaries(t), 3)
-	for _, n := range c.Nodes {
-		n.Args = append(n.Args, "--balance=false")
-	}
 	c.StartAll()
 	c.Init(splitsOf(2))
 	db := c.DB(client.WithTimeout(20 * time.Second))
@@ -201,6 +198,7 @@ func TestFiguresOfAHotRange(t *testing.T) {
 	}
 	c := harness.New(t, binaries(t), 3)
 	for _, n := range c.Nodes {
+		n.Balance = true
 		n.Args = append(n.Args, "--split-load-requests", requests)
 	}
 	c.StartAll()

@@ -53,6 +53,7 @@ func TestFiguresOfZoneLossAndDecommission(t *testing.T) {
 	c := harness.New(t, binaries(t), 8)
 	zone := []string{"a", "a", "b", "b", "c", "c", "a", "a"}
 	for i, n := range c.Nodes {
+		n.Balance = true
 		n.Args = append(n.Args, "--labels", "zone="+zone[i], "--down-after", "20s", "--memtable", "16MiB", "--cache", "32MiB",
 			"--entry-cache", "32MiB")
 	}
