@@ -32,15 +32,14 @@ type downRound struct {
 }
 
 // metaApart keeps the meta shard on three nodes and everything else on three others.
-const metaApart = `rules:
+const metaApart = `defaults:
+  constraints:
+    required: [pool=data]
+rules:
   - name: meta
     shards: system
     constraints:
       required: [pool=meta]
-  - name: data
-    prefix: ""
-    constraints:
-      required: [pool=data]
 `
 
 // The meta shard lives on three nodes, all data on three others; two of the meta nodes are killed for a while. Clients
