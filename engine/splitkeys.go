@@ -119,8 +119,9 @@ func (e *Engine) splitKeys(ctx context.Context, lo, hi []byte, o SplitOptions) (
 		return Division{}, ErrTooFewKeys
 	}
 	s.before = t.before
-	// What the tables hold besides keys and values, of old versions say, is spread as they are.
-	out, err := s.divide(ctx, t.total, o.parts(max(total, o.SizeBytes, t.total)), func(target uint64) ([]byte, error) {
+	// What the tables hold besides keys and values, of old versions say, is spread as they are. How much that is the caller's
+	// size tells: of a small range the tables say far too much.
+	out, err := s.divide(ctx, t.total, o.parts(max(o.SizeBytes, t.total)), func(target uint64) ([]byte, error) {
 		return t.at(target), nil
 	})
 	out.Scanned = true

@@ -28,8 +28,9 @@ const (
 	// remeasureFirst and remeasureLast bound the time between looks at a shard that nobody writes to.
 	remeasureFirst = 10 * time.Second
 	remeasureLast  = time.Hour
-	// countedKeys is the most keys for which a shard that seems too large is counted: some milliseconds.
-	countedKeys = 4096
+	// countedKeys is the most keys for which a shard that seems too large is counted, some 50 ms: with more keys values are
+	// small and stand in the blocks of the tables, which then tell them apart.
+	countedKeys = 64 << 10
 	// fullAge is how old the measurement may be that a write is refused on.
 	fullAge = time.Second
 )
