@@ -96,8 +96,15 @@ func atRest(t *testing.T, p *proc) *pb.BalanceStatusResponse {
 	t.Helper()
 	var out *pb.BalanceStatusResponse
 	eventually(t, "the driver has nothing to do", func(ctx context.Context) (err error) {
-		if out, err = p.balance(ctx); err == nil && (out.State != "running" || out.QuietRounds < 10) {
-			err = fmt.Errorf("%v", out)
+		now, err := p.balance(ctx)
+		if err == nil {
+			out = now
+			if out.State != "running" || out.QuietRounds < 10 {
+				err = errPending
+			}
+		}
+		if err != nil && ctx.Err() != nil {
+			err = fmt.Errorf("%w; last seen %v", err, out)
 		}
 		return err
 	})

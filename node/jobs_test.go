@@ -323,3 +323,29 @@ func TestProgressIsShownBeforeItIsSaved(t *testing.T) {
 	close(release)
 	b.await(j.ID, placement.JobDone)
 }
+
+func TestEveryJobThatEndsIsToldOfOnce(t *testing.T) {
+	b := newJobBench(t)
+	r, _ := b.runner(4)
+	told := make(chan placement.JobID, 10)
+	r.mu.Lock()
+	r.onEnd = func(j *placement.Job) { told <- j.ID }
+	r.mu.Unlock()
+	// Long enough to have looked at its record in between.
+	release := b.hold("s2 add-learner n4")
+	j := b.start(r, &pb.JobSpec{Kind: "move", ShardId: 2, FromNode: 1, ToNode: 4})
+	pause(testContext(t), jobReload+jobPoll)
+	release()
+	b.await(j.ID, placement.JobDone)
+	select {
+	case id := <-told:
+		if id != j.ID {
+			t.Errorf("told of %s, want %s", id, j.ID)
+		}
+	case <-testContext(t).Done():
+		t.Fatal("nobody was told")
+	}
+	if len(told) > 0 {
+		t.Error("told twice")
+	}
+}

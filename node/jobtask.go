@@ -122,6 +122,9 @@ func (t *jobTask) save(ctx context.Context) bool {
 		var err error
 		if due {
 			err = t.put(ctx)
+			if err == nil && t.job.State.Ended() {
+				return true
+			}
 		}
 		if err == nil && now-t.looked >= jobReload || errors.Is(err, placement.ErrStale) {
 			err = t.reload(ctx)
@@ -177,6 +180,12 @@ func (t *jobTask) reload(ctx context.Context) error {
 		return errNotMine
 	case err != nil:
 		return err
+	case stored.State.Ended() && t.job.State == stored.State && stored.Owner == t.term && stored.Rev == t.job.Rev+1:
+		// Saved by the try before, whose answer was lost.
+		t.job = stored
+		t.unsaved, t.stateful = false, false
+		t.show()
+		return nil
 	case stored.State.Ended(), stored.Owner > t.term, stored.Owner != t.term && t.saved > 0:
 		return errNotMine
 	}
