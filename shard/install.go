@@ -50,7 +50,7 @@ func (e *DeclinedError) Declined() (reason string, wait time.Duration) { return 
 
 // How long a declined sender waits, by what has to happen here first.
 const (
-	waitSplit   = time.Second / 2  // the shard that it was split off has to come to the split
+	waitSplit   = time.Second / 2  // another shard here has to come to a split, or a merge
 	waitBusy    = time.Second      // another boundary step of the shard or the range
 	waitRemoval = 2 * time.Second  // an older replica has to be removed
 	waitSpace   = 10 * time.Second // also: a faulted replica has to be removed
@@ -121,8 +121,9 @@ func (s *Store) judgeLocked(m *engine.SnapshotMeta) (own *replica, inside []*rep
 		old := r.desc.Load()
 		switch {
 		case old == nil || r.shard == m.Shard || !old.Overlaps(d):
-		case old.Epoch.Version < d.Epoch.Version && string(d.Start) <= string(old.Start) && string(old.End) <= string(d.End):
-			// A shard keeps its start for life: a newer one that covers it has merged it away.
+		case old.Epoch.Version < d.Epoch.Version && string(d.Start) <= string(old.Start):
+			// A shard keeps its start for life: a newer one that has it has merged it away. It may have been split since, so
+			// that not all of the old range need be in this snapshot; what is not goes as well.
 			inside = append(inside, r)
 		case old.Epoch.Version < d.Epoch.Version && string(old.Start) < string(d.Start) &&
 			(own == nil || s.clock.Boot()-own.born <= splitPending):
@@ -131,6 +132,16 @@ func (s *Store) judgeLocked(m *engine.SnapshotMeta) (own *replica, inside []*rep
 		default:
 			return nil, nil, decline(m, "overlap", waitRemoval, "%s overlaps %s on this store", d, old)
 		}
+	}
+	for _, r := range inside {
+		f := r.frozen.Load()
+		if f == nil || f.Into == m.Shard || !s.awaitsMergeLocked(f) ||
+			slices.ContainsFunc(inside, func(r *replica) bool { return r.shard == f.Into }) {
+			continue
+		}
+		// The left one's log takes it in, and cannot do without it; or the left one's own snapshot does.
+		return nil, nil, decline(m, "merge-pending", waitSplit, "merge pending: %s has not come to merge %d of %s on this store",
+			f.Into, f.ID, r.shard)
 	}
 	for id, o := range s.mu.busy {
 		if id == m.Shard || o.desc != nil && o.desc.Overlaps(d) ||

@@ -61,7 +61,13 @@ func (s *Store) RemoveMerged(ctx context.Context, shard base.ShardID, id base.Re
 
 // awaitsMerge reports whether a local replica of L may yet apply the merge that a freeze is for.
 func (s *Store) awaitsMerge(f *engine.Freeze) bool {
-	l := s.lookup(f.Into)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.awaitsMergeLocked(f)
+}
+
+func (s *Store) awaitsMergeLocked(f *engine.Freeze) bool {
+	l := s.mu.replicas[f.Into]
 	if l == nil {
 		return false
 	}
