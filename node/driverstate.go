@@ -44,9 +44,8 @@ type driverState struct {
 // flight is an operator on its way.
 type flight struct {
 	plan.Operator
-	step     string // of a transfer, or while it starts
-	late     bool   // its deadline has passed: it is being cancelled
-	canceled func() // of a transfer
+	step string // of a transfer, or while it starts
+	late bool   // its deadline has passed: it is being cancelled
 }
 
 // endedOp is an operator that has come to its end.

@@ -204,7 +204,7 @@ func (v *View) preferredLeader(sh *Shard) *Store {
 	best, at := (*Store)(nil), rank(v.stores[sh.Leader])
 	for _, p := range sh.Listed() {
 		s := v.stores[p.Store]
-		if p.Role == base.RoleVoter && s.down == false && s.mayLead() && p.Flags&(PeerFaulted|PeerUninitialised) == 0 {
+		if p.Role == base.RoleVoter && !s.down && s.mayLead() && p.Flags&(PeerFaulted|PeerUninitialised) == 0 {
 			if r := rank(s); r < at {
 				best, at = s, r
 			}

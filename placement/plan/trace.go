@@ -1,11 +1,7 @@
 package plan
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
-
-	"github.com/shardd/shardd/internal/base"
 )
 
 // Line is one thing that a check found.
@@ -103,9 +99,4 @@ func (t *tally) candidates(pick *Store, why string) []Candidate {
 		}
 	}
 	return out
-}
-
-func sortedIDs(ids []base.ShardID) []base.ShardID {
-	slices.SortFunc(ids, func(a, b base.ShardID) int { return cmp.Compare(a, b) })
-	return ids
 }
