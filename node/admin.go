@@ -90,8 +90,14 @@ func toMeta[Req, Resp any](
 		select {
 		case <-t.C:
 		case <-wait.Done():
-			return resp, status.Errorf(codes.Unavailable,
-				"the leader of the meta shard cannot be asked (last known: %s): %v", lead, err)
+			text := "the meta shard has no leader that this node knows of"
+			if lead != 0 {
+				text = fmt.Sprintf("%s, which leads the meta shard as far as is known here, cannot be asked", lead)
+			}
+			if err != nil {
+				text += ": " + status.Convert(err).Message()
+			}
+			return resp, status.Error(codes.Unavailable, text)
 		}
 	}
 }

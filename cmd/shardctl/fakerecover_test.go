@@ -52,7 +52,7 @@ func (f *fakeCluster) RecoverQuorum(
 			return nil, status.Error(codes.FailedPrecondition, "no recovery is under way")
 		}
 		resp := proto.CloneOf(rec.now)
-		rec.now.Stage = ""
+		resp.Stage, rec.now.Stage = "stopped", ""
 		return resp, nil
 	default:
 		if !recovering(rec.now) || slices.Contains(rec.now.GetFailedNodes(), 5) {

@@ -79,26 +79,34 @@ func health(ctx context.Context, a *admin.Client, o *conn) ([]check, error) {
 		return nil, err
 	}
 	st, err := a.ClusterStatus(ctx)
-	if err != nil {
-		return nil, cli.Fail(cli.ExitUnhealthy,
-			"The shard that holds the cluster's own data has no leader: are most nodes running?",
-			"the cluster does not answer: %w", err)
-	}
 	var checks []check
 	add := func(where, name string, ok bool, detail string) {
 		checks = append(checks, check{Where: where, Name: name, OK: ok, Detail: detail})
 	}
-	for _, n := range st.GetNodes() {
-		where := nodeName(n.GetNodeId())
-		h, err := a.At(n.GetAddress()).Health(ctx)
+	node := func(where, address string) {
+		h, err := a.At(address).Health(ctx)
 		if err != nil {
-			add(where, "answers", false, err.Error())
-			continue
+			add(where, "answers", false, dialReason(err.Error()))
+			return
 		}
-		add(where, "answers", true, n.GetAddress())
+		add(where, "answers", true, address)
 		for _, hc := range h.GetChecks() {
 			add(where, hc.GetName(), hc.GetOk(), hc.GetDetail())
 		}
+	}
+	if err != nil {
+		for _, e := range o.endpoints { // which nodes there are only the cluster knows
+			node(e, e)
+		}
+		add("cluster", "answers", false, "the shard that holds the cluster's own data (s1) has no leader")
+		return checks, cli.Fail(cli.ExitUnhealthy, "Are most nodes running? If they are lost for ever, "+
+			"docs/runbooks/quorum-loss.md says what to do.", "the cluster does not answer: most nodes must run")
+	}
+	for _, n := range st.GetNodes() {
+		if removed(n) {
+			continue
+		}
+		node(nodeName(n.GetNodeId()), n.GetAddress())
 	}
 	count := func(name string, n uint32, what string) {
 		detail := fmt.Sprintf("%d shards", st.GetShards())

@@ -149,7 +149,7 @@ an estimate from above: the true share lies between the two figures.`,
 
 func hotKeysText(w io.Writer, shard uint64, r *sharddv1.HotKeysResponse) error {
 	if r.GetSampled() == 0 {
-		_, err := fmt.Fprintf(w, "%s: no requests of late, says its leader %s\n", shardName(shard), nodeName(r.GetNodeId()))
+		_, err := fmt.Fprintf(w, "%s: its leader %s has sampled no requests of late\n", shardName(shard), nodeName(r.GetNodeId()))
 		return err
 	}
 	if len(r.GetKeys()) == 0 {

@@ -157,7 +157,8 @@ func (o *conn) unreachable(err error) error {
 		}
 	}
 	if e != nil && len(said) > 0 {
-		return cli.Fail(cli.ExitUnreachable, "`shardctl health` shows what is wrong; most nodes must run.", "no endpoint could "+
+		return cli.Fail(cli.ExitUnreachable, "`shardctl health` shows what is wrong. Most nodes must run; if they are "+
+			"lost for ever, see docs/runbooks/quorum-loss.md.", "no endpoint could "+
 			"serve it: %s", strings.Join(said, "; "))
 	}
 	return cli.Fail(cli.ExitUnreachable, "Is a node running there? --endpoints or SHARDCTL_ENDPOINTS name others; "+

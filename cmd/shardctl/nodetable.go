@@ -68,6 +68,9 @@ func nodeTable(c *cobra.Command, nodes []*sharddv1.NodeInfo) error {
 
 // nodeState is whether a node is up, and what is special about it.
 func nodeState(n *sharddv1.NodeInfo) string {
+	if removed(n) {
+		return "removed"
+	}
 	state := "up"
 	if !n.GetAlive() {
 		state = "down, seen " + ago(n.GetLastSeenMs())
@@ -85,6 +88,22 @@ func nodeState(n *sharddv1.NodeInfo) string {
 		state += ", UNHEALTHY: " + u
 	}
 	return state
+}
+
+// removed reports whether a node was struck out: it is listed, and counts for nothing.
+func removed(n *sharddv1.NodeInfo) bool { return n.GetCommission() == "removed" }
+
+// nodesUp are how many nodes are up, and how many there are.
+func nodesUp(nodes []*sharddv1.NodeInfo) (up, all int) {
+	for _, n := range nodes {
+		if !removed(n) {
+			all++
+		}
+		if n.GetAlive() && !removed(n) {
+			up++
+		}
+	}
+	return up, all
 }
 
 // nodeCPU is the load of a node's processor, in per cent of one core.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,12 +31,9 @@ func newStatus(o *conn) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				alive := 0
+				alive, members := nodesUp(st.GetNodes())
 				nodes := []nodeJSON{}
 				for _, n := range st.GetNodes() {
-					if n.GetAlive() {
-						alive++
-					}
 					nodes = append(nodes, toNodeJSON(n))
 				}
 				ill, err := illShards(ctx, a, st.GetNodes())
@@ -66,7 +64,7 @@ func newStatus(o *conn) *cobra.Command {
 				}
 				if err := cli.Fields(c.OutOrStdout(),
 					"cluster", st.GetClusterId(),
-					"nodes", fmt.Sprintf("%d of %d up", alive, len(nodes)),
+					"nodes", fmt.Sprintf("%d of %d up", alive, members),
 					"shards", shardLine(st),
 					"replica down", strings.Join(ill.names(ill.down, mostNames), " "),
 					"joint", strings.Join(ill.names(ill.joint, mostNames), " "),
@@ -74,7 +72,8 @@ func newStatus(o *conn) *cobra.Command {
 					return err
 				}
 				fmt.Fprintln(c.OutOrStdout())
-				if err := nodeTable(c, st.GetNodes()); err != nil || len(jobs) == 0 {
+				left := slices.DeleteFunc(slices.Clone(st.GetNodes()), removed)
+				if err := nodeTable(c, left); err != nil || len(jobs) == 0 {
 					return err
 				}
 				fmt.Fprintln(c.OutOrStdout())

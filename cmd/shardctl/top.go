@@ -88,14 +88,9 @@ func topText(w io.Writer, t *sharddv1.TopResponse) error {
 
 // topSum is the cluster in one line.
 func topSum(t *sharddv1.TopResponse) string {
-	up := 0
-	for _, n := range t.GetNodes() {
-		if n.GetAlive() {
-			up++
-		}
-	}
+	up, all := nodesUp(t.GetNodes())
 	l := t.GetTotal()
-	return fmt.Sprintf("%d of %d nodes up, %d shards, %s requests/s (%s reads, %s writes), %s", up, len(t.GetNodes()),
+	return fmt.Sprintf("%d of %d nodes up, %d shards, %s requests/s (%s reads, %s writes), %s", up, all,
 		t.GetShardCount(), requests(l), rate(l.GetReads()), rate(l.GetWrites()), loadBytes(l))
 }
 
@@ -104,6 +99,9 @@ var topNodeHeader = []string{"NODE", "UP", "REQ/S", "BYTES/S", "CPU", "LEADERS",
 func topNodeRows(nodes []*sharddv1.NodeInfo) [][]string {
 	var rows [][]string
 	for _, n := range nodes {
+		if removed(n) {
+			continue
+		}
 		up := "yes"
 		if !n.GetAlive() {
 			up = "NO"

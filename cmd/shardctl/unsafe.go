@@ -121,10 +121,15 @@ func nodeNames(ids []uint64) string {
 
 // recovering reports whether a recovery is under way.
 func recovering(r *sharddv1.RecoverQuorumResponse) bool {
-	return r.GetStage() != "" && r.GetStage() != admin.RecoverDone
+	switch r.GetStage() {
+	case admin.RecoverFence, admin.RecoverMeta, admin.RecoverShards:
+		return true
+	}
+	return false
 }
 
-// recoverQuorum plans, asks, begins and follows; or goes on with a recovery from the same nodes that is under way.
+// recoverQuorum plans, asks, begins and follows; or goes on with a recovery from the same nodes that is under way. If more
+// nodes have failed since, it plans anew.
 func (o *conn) recoverQuorum(c *cobra.Command, failed []uint64, f *recoverFlags, asJSON bool) error {
 	var plan *sharddv1.RecoverQuorumResponse
 	under := false
@@ -133,18 +138,20 @@ func (o *conn) recoverQuorum(c *cobra.Command, failed []uint64, f *recoverFlags,
 		if err != nil && !errors.Is(err, admin.ErrNotFound) {
 			return err
 		}
-		if under = recovering(now); under {
+		old := sorted(now.GetFailedNodes())
+		under = recovering(now) && slices.Equal(old, failed)
+		switch {
+		case under && !f.dryRun:
 			plan = now
 			return nil
+		case recovering(now) && !includes(failed, old):
+			return cli.Fail(cli.ExitConflict, "`shardctl unsafe recover-quorum --status` shows it, --cancel stops it; nodes that have "+
+				"failed since are named beside those.", "a recovery from the loss of %s is under way", nodeNames(old))
 		}
 		plan, err = a.PlanRecovery(ctx, failed)
 		return err
 	}); err != nil {
 		return err
-	}
-	if under && !slices.Equal(sorted(plan.GetFailedNodes()), failed) {
-		return cli.Fail(cli.ExitConflict, "`shardctl unsafe recover-quorum --status` shows it, --cancel stops it.",
-			"a recovery from the loss of %s is under way", nodeNames(plan.GetFailedNodes()))
 	}
 	if under && !f.dryRun {
 		fmt.Fprintf(messages(c, asJSON), "a recovery from the loss of %s is under way: going on with it\n", nodeNames(failed))
@@ -165,7 +172,7 @@ func (o *conn) recoverQuorum(c *cobra.Command, failed []uint64, f *recoverFlags,
 			}
 		}
 		return cli.Fail(cli.ExitConflict, "Mend what is listed and plan again. Nothing was changed.",
-			"not recovered as things are: %s", strings.Join(plan.GetProblems(), "; "))
+			"no recovery from the loss of %s as things are", nodeNames(failed))
 	case f.dryRun, len(plan.GetShards()) == 0:
 		if asJSON {
 			return cli.JSON(c.OutOrStdout(), toRecoveryJSON(plan, failed))
@@ -184,6 +191,16 @@ func (o *conn) recoverQuorum(c *cobra.Command, failed []uint64, f *recoverFlags,
 		}
 	}
 	return o.runRecovery(c, failed, plan, asJSON)
+}
+
+// includes reports whether all has every one of some; both ascend.
+func includes(all, some []uint64) bool {
+	for _, id := range some {
+		if _, ok := slices.BinarySearch(all, id); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 func sorted(ids []uint64) []uint64 {
@@ -219,8 +236,13 @@ func (o *conn) cancelRecovery(c *cobra.Command, asJSON bool) error {
 		if asJSON {
 			return cli.JSON(c.OutOrStdout(), toRecoveryJSON(r, r.GetFailedNodes()))
 		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "the recovery is stopped: %s recovered, %d shards left as they are\n",
-			recovered(r), len(r.GetShards())-countState(r, "done"))
+		if r.GetStage() == "cancelled" {
+			_, err = fmt.Fprintf(c.OutOrStdout(), "the recovery is called off, no replica was touched: %s may come back\n",
+				nodeNames(r.GetFailedNodes()))
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "the recovery is stopped: %s recovered, the others are left as they are; %s stay "+
+			"struck out\n", recovered(r), nodeNames(r.GetFailedNodes()))
 		return err
 	})
 }

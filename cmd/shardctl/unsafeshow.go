@@ -39,7 +39,7 @@ func toRecoveryJSON(r *sharddv1.RecoverQuorumResponse, failed []uint64) recovery
 	for _, id := range failed {
 		out.Failed = append(out.Failed, nodeName(id))
 	}
-	if r.GetStage() == "" && len(r.GetShards()) > 0 {
+	if r.GetStage() == "" && r.GetPlanToken() != "" {
 		out.Phrase = phrase(r, failed)
 	}
 	for _, s := range r.GetShards() {
@@ -59,17 +59,21 @@ func toRecoveryJSON(r *sharddv1.RecoverQuorumResponse, failed []uint64) recovery
 
 // recoveryText is a plan.
 func recoveryText(w io.Writer, r *sharddv1.RecoverQuorumResponse, failed []uint64) error {
+	if len(r.GetShards()) == 0 && len(r.GetProblems()) > 0 {
+		return listed(w, "in the way", r.GetProblems())
+	}
 	if len(r.GetShards()) == 0 {
 		if _, err := fmt.Fprintf(w, "without %s no shard lacks a quorum: nothing to recover\n", nodeNames(failed)); err != nil {
 			return err
 		}
-		return listed(w, "problems", r.GetProblems())
+		return nil
 	}
 	if err := cli.Fields(w, "lost for ever", nodeNames(failed), "to recover", fmt.Sprintf("%d shards without a quorum",
 		len(r.GetShards()))); err != nil {
 		return err
 	}
 	var rows [][]string
+	var losses []string
 	for _, s := range r.GetShards() {
 		from := "anew, empty"
 		index := "-"
@@ -81,12 +85,18 @@ func recoveryText(w io.Writer, r *sharddv1.RecoverQuorumResponse, failed []uint6
 		if len(s.GetDropped()) > 0 {
 			dropped = nodeNames(s.GetDropped())
 		}
-		rows = append(rows, []string{shardName(s.GetShardId()), recoveredRange(s), from, index, dropped,
-			cli.Cut(s.GetLoss(), 1<<16)})
+		rows = append(rows, []string{shardName(s.GetShardId()), recoveredRange(s), from, index, dropped})
+		losses = append(losses, shardName(s.GetShardId())+": "+s.GetLoss())
 	}
 	fmt.Fprintln(w)
-	if err := cli.Table(w, []string{"SHARD", "KEYS", "MADE", "APPLIED", "GIVEN UP", "WHAT MAY BE LOST"}, rows); err != nil {
+	if err := cli.Table(w, []string{"SHARD", "KEYS", "MADE", "APPLIED", "GIVEN UP"}, rows); err != nil {
 		return err
+	}
+	if err := listed(w, "what may be lost", losses); err != nil {
+		return err
+	}
+	if r.GetPlanToken() == "" { // not to be started
+		return listed(w, "in the way", r.GetProblems())
 	}
 	if err := listed(w, "problems", r.GetProblems()); err != nil {
 		return err

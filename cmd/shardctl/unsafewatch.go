@@ -63,8 +63,8 @@ func (o *conn) runRecovery(c *cobra.Command, failed []uint64, plan *sharddv1.Rec
 	if err := recoveryFailure(r); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(messages(c, asJSON), "recovered %s; give them replicas again: the placement driver does it by itself, "+
-		"`shardctl balance status` shows how far it is\n", recovered(r))
+	_, err = fmt.Fprintf(messages(c, asJSON), "recovered %s. Each has one replica now; the placement driver makes more as soon as "+
+		"there are\nnodes for them: `shardctl balance status` shows how far that is.\n", recovered(r))
 	return err
 }
 
