@@ -67,6 +67,29 @@ func commissionSub(node base.StoreID, c Commission) wire.Sub {
 	return wire.Sub{Code: wire.OpPut, Key: commissionKey(node), Value: []byte{recordVersion, byte(c)}}
 }
 
+// commissionSteps are the steps by which a decommission marks its node, conditional on what the mark is now: Decommissioning
+// is not set on a node that was removed (ErrInvalid), and Decommissioned only on one that is still leaving, so that a
+// decommission that ends takes no removal and no recommission back.
+func (d *Directory) commissionSteps(ctx context.Context, node base.StoreID, to Commission) ([]wire.Sub, error) {
+	v, ver, err := d.kv.Get(ctx, commissionKey(node))
+	if err != nil {
+		return nil, err
+	}
+	have := InCommission
+	if ver != 0 {
+		if have, err = decodeCommission(v); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case to == Decommissioning && have == Removed:
+		return nil, fmt.Errorf("%s has been removed: %w", node, ErrInvalid)
+	case to == Decommissioned && have != Decommissioning:
+		return []wire.Sub{checkVersion(commissionKey(node), ver)}, nil
+	}
+	return []wire.Sub{checkVersion(commissionKey(node), ver), commissionSub(node, to)}, nil
+}
+
 // Commissions returns the commission of all nodes that are leaving or have left.
 func (d *Directory) Commissions(ctx context.Context) (map[base.StoreID]Commission, error) {
 	lo, hi := tagSpan(tagCommission)

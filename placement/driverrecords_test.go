@@ -288,6 +288,26 @@ func TestACommissionEndsWithTheDecommissionAndARemovedNodeStaysRemoved(t *testin
 	}
 }
 
+func TestADecommissionThatEndsTakesNoRemovalAndNoRecommissionBack(t *testing.T) {
+	ctx := context.Background()
+	for _, c := range []Commission{Removed, InCommission} {
+		d, _ := jobDirectory(t)
+		j := create(t, d, &Job{Spec: JobSpec{Kind: JobDecommission, From: 3}, State: JobRunning})
+		if err := d.SetCommission(ctx, 3, c); err != nil {
+			t.Fatal(err)
+		}
+		end(t, d, j, JobDone)
+		all, err := d.Commissions(ctx)
+		if err != nil || all[3] != c {
+			t.Errorf("a node that was made %q while its decommission ended: %q %v", c, all[3], err)
+		}
+		err = d.CreateJob(ctx, &Job{Spec: JobSpec{Kind: JobDecommission, From: 3}, State: JobRunning})
+		if c == Removed && !errors.Is(err, ErrInvalid) || c == InCommission && err != nil {
+			t.Errorf("a decommission of a node that is %q: %v", c, err)
+		}
+	}
+}
+
 func TestSettingsOfTheDriverAreCheckedAndKept(t *testing.T) {
 	ctx := context.Background()
 	d, _ := jobDirectory(t)

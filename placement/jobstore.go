@@ -66,7 +66,7 @@ func moveLocks(j *Job) (out []lock) {
 
 // CreateJob gives the job an id and records it with its locks; a drain marks its node in the same write. *BusyError:
 // another job runs where this one would. Any error but that and ErrInvalid leaves open whether the job was recorded. A
-// decommission marks its node as leaving in the same write.
+// decommission marks its node as leaving in the same write; a node that has been removed is ErrInvalid.
 func (d *Directory) CreateJob(ctx context.Context, j *Job) error { return d.createJob(ctx, j, nil) }
 
 // createJob records a job, of a driver only while it holds its fence.
@@ -98,7 +98,11 @@ func (d *Directory) createJob(ctx context.Context, j *Job, f *Fence) error {
 			steps = append(steps, drainSub(j.Spec.From, mode))
 		}
 		if j.Spec.Kind == JobDecommission {
-			steps = append(steps, commissionSub(j.Spec.From, Decommissioning))
+			mark, err := d.commissionSteps(ctx, j.Spec.From, Decommissioning)
+			if err != nil {
+				return nil, err
+			}
+			steps = append(mark, steps...)
 		}
 		return steps, nil
 	})
@@ -176,7 +180,12 @@ func (d *Directory) PutJob(ctx context.Context, j *Job) error {
 			return append(steps, wire.Sub{Code: wire.OpPut, Key: jobKey(j.ID), Value: value}), nil
 		}
 		if next.Spec.Kind == JobDecommission && next.State == JobDone {
-			steps = append(steps, commissionSub(next.Spec.From, Decommissioned))
+			// Only of a node that is still leaving: it may have been removed, or taken back, since the job looked.
+			mark, err := d.commissionSteps(ctx, next.Spec.From, Decommissioned)
+			if err != nil {
+				return nil, err
+			}
+			steps = append(mark, steps...)
 		}
 		return append(steps,
 			wire.Sub{Code: wire.OpDelete, Key: jobKey(j.ID)},
