@@ -128,6 +128,9 @@ func (t *mergeTask) step(ctx context.Context) {
 			t.attempt = nil
 			t.judge(err)
 		default:
+			if t.job.State == placement.JobCancelling {
+				a.cancel() // it has the left shard's log decide against the merge, and says what came of it
+			}
 			t.steps(mergeSteps(t.job, *a.phase.Load(), "", placement.StepRunning))
 		}
 		return

@@ -64,3 +64,21 @@ func TestAMergeThatCannotBeMadeSaysWhy(t *testing.T) {
 		}
 	}
 }
+
+func TestACancelEndsAMergeInTheMiddleOfAnAttempt(t *testing.T) {
+	b := newJobBench(t)
+	release := b.hold("merge s2")
+	defer release()
+	r, _ := b.runner(4)
+	j := b.start(r, &pb.JobSpec{Kind: "merge", ShardId: 2})
+	b.awaitChange("merge s2")
+	if _, err := r.cancel(testContext(t), j.ID); err != nil {
+		t.Fatal(err)
+	}
+	b.await(j.ID, placement.JobCancelled)
+	if err := b.dir.Busy(testContext(t), &placement.Job{
+		State: placement.JobRunning, Spec: placement.JobSpec{Kind: placement.JobMerge, Shard: 2, Right: 3},
+	}); err != nil {
+		t.Errorf("a shard stays locked: %v", err)
+	}
+}

@@ -425,6 +425,18 @@ func (c *fakeCluster) merge(ctx context.Context, left, right base.ShardID, note 
 	note("freeze")
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if hold := c.mu.hold["merge "+left.String()]; hold != nil {
+		c.mu.changes = append(c.mu.changes, "merge "+left.String())
+		c.mu.Unlock()
+		select {
+		case <-hold:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+	}
+	if ctx.Err() != nil {
+		return status.Error(codes.Aborted, "aborted")
+	}
 	if err := c.mu.refuse["merge "+left.String()]; err != nil {
 		return err
 	}

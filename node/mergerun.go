@@ -141,6 +141,8 @@ func (a *mergeAttempt) run(ctx context.Context, l, r *base.Descriptor) (*base.De
 
 func (a *mergeAttempt) freeze(ctx context.Context, r *base.Descriptor) (index uint64, d *base.Descriptor, err error) {
 	m := a.m
+	ctx, cancel := context.WithTimeout(ctx, leaderTimeout) // a shard that has lost its quorum has no leader for long
+	defer cancel()
 	req := &pb.FreezeShardRequest{
 		ClusterId: m.cluster[:], ShardId: uint64(a.q.Right), MergeId: a.q.ID,
 		ConfVer: r.Epoch.ConfVer, Version: r.Epoch.Version,
