@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -347,5 +348,32 @@ func TestEveryJobThatEndsIsToldOfOnce(t *testing.T) {
 	}
 	if len(told) > 0 {
 		t.Error("told twice")
+	}
+}
+
+func TestADrainWalksALargeIndexRarelyAndAtItsEnd(t *testing.T) {
+	b := newJobBench(t)
+	r, _ := b.runner(0)
+	d := &drainTask{jobTask: &jobTask{r: r, job: &placement.Job{Spec: placement.JobSpec{Kind: placement.JobDrain, From: 3}}}}
+	d.walked = -drainWalk
+	left := func(want int) {
+		t.Helper()
+		if got, err := d.left(testContext(t)); err != nil || len(got) != want {
+			t.Fatalf("%d shards are left, %v; want %d", len(got), err, want)
+		}
+	}
+	left(4)
+	walked := d.walked
+	d.took = time.Hour // the index is large
+	left(4)
+	if d.walked != walked {
+		t.Fatal("the index was walked again at once")
+	}
+	for id := range d.extra { // as moves end
+		delete(d.extra, id)
+	}
+	left(4) // the index has them still: the end is only seen there
+	if d.walked == walked {
+		t.Error("the end was not looked up in the index")
 	}
 }

@@ -14,8 +14,11 @@ import (
 
 // Pauses of a drain.
 const (
-	drainLook = time.Second      // between two walks of the index
-	drainRest = 10 * time.Second // before a shard whose move was refused or undone is tried again
+	drainLook = time.Second     // between two looks at the whole
+	drainWalk = 2 * time.Minute // for one walk of the index, which takes as long as the index is large
+	// A walk is made at most a twentieth of the time.
+	drainWalkShare = 20
+	drainRest      = 10 * time.Second // before a shard whose move was refused or undone is tried again
 )
 
 // drainTask is a running drain.
@@ -25,6 +28,11 @@ type drainTask struct {
 	resting map[base.ShardID]restingMove
 	planned time.Duration // Boot time of the last look at the whole
 	watch   placement.Watch
+
+	walked time.Duration // Boot time of the last walk of the index
+	took   time.Duration // by it
+	// extra are the shards of the last walk that the reports did not show.
+	extra map[base.ShardID]*base.Descriptor
 }
 
 type restingMove struct {
@@ -37,7 +45,7 @@ func (d *drainTask) step(ctx context.Context) {
 	if d.movers == nil {
 		d.movers = make(map[base.ShardID]*jobMover)
 		d.resting = make(map[base.ShardID]restingMove)
-		d.planned = -drainLook
+		d.planned, d.walked = -drainLook, -drainWalk
 		d.busy = d.yield
 	}
 	if d.stepMoves(ctx) {
@@ -102,11 +110,11 @@ func (d *drainTask) stepMove(ctx context.Context, m *placement.Move) {
 // plan looks at the whole: what is left, what may begin, what blocks it.
 func (d *drainTask) plan(ctx context.Context) {
 	look, cancel := context.WithTimeout(ctx, jobLook)
-	defer cancel()
 	nodes, err := d.r.world.nodes(look)
+	cancel()
 	var shards []*base.Descriptor
 	if err == nil {
-		shards, err = d.r.holding(look, d.job.Spec.From)
+		shards, err = d.left(ctx)
 	}
 	if err != nil {
 		d.logf("drain cannot look at the cluster", "err", err)
@@ -130,6 +138,8 @@ func (d *drainTask) plan(ctx context.Context) {
 		d.job.Done, d.job.Total = a.Done, a.Total
 		d.touch(false)
 	}
+	look, cancel = context.WithTimeout(ctx, jobLook)
+	defer cancel()
 	for _, m := range a.Start {
 		d.begin(look, m, nodes)
 	}
@@ -137,6 +147,41 @@ func (d *drainTask) plan(ctx context.Context) {
 	if a.End {
 		d.finish(a.State, a.Reason)
 	}
+}
+
+// left returns the shards that list the node: those that the reports show, and those that only the index has, as of its
+// last walk. The index is walked once in a while, and before it is said that none is left.
+func (d *drainTask) left(ctx context.Context) ([]*base.Descriptor, error) {
+	now := d.r.clock.Boot()
+	shown := d.r.world.listing(d.job.Spec.From)
+	if len(shown)+len(d.extra) > 0 && now-d.walked < max(drainLook, drainWalkShare*d.took) {
+		have := make(map[base.ShardID]bool, len(shown))
+		for _, s := range shown {
+			have[s.Shard] = true
+		}
+		for id, s := range d.extra {
+			if !have[id] {
+				shown = append(shown, s)
+			}
+		}
+		return shown, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainWalk)
+	defer cancel()
+	all, err := d.r.holding(ctx, d.job.Spec.From)
+	d.walked = d.r.clock.Boot()
+	d.took = d.walked - now
+	if err != nil {
+		return nil, err
+	}
+	d.extra = make(map[base.ShardID]*base.Descriptor)
+	for _, s := range all {
+		d.extra[s.Shard] = s
+	}
+	for _, s := range shown {
+		delete(d.extra, s.Shard)
+	}
+	return all, nil
 }
 
 // begin adds a move after a look at the shard itself, since the index may be behind.
@@ -152,6 +197,7 @@ func (d *drainTask) begin(ctx context.Context, m placement.Move, nodes map[base.
 	if err != nil {
 		var refused *placement.RefusedError
 		if _, there := now.Desc.ReplicaOn(from); !there && errors.As(err, &refused) {
+			delete(d.extra, m.Shard)
 			return // it has gone already
 		}
 		d.rest(m.Shard, err.Error())

@@ -172,6 +172,8 @@ func (d *drainTask) stepMoves(ctx context.Context) bool {
 		delete(d.movers, m.Shard)
 		if m.State != placement.JobDone {
 			d.rest(m.Shard, m.Error)
+		} else {
+			delete(d.extra, m.Shard)
 		}
 		return true
 	})
