@@ -159,6 +159,7 @@ func (w *watch) plan(p *policy, trouble error) []*flight {
 		st.active = now
 	}
 	st.heat.Observe(c.view, now)
+	st.adopt(jobs, &cfg, now, m.clock.Wall())
 	running := st.operators(jobs, now)
 	st.settleRest(c.view, running, now)
 	running = st.unsettled(running)

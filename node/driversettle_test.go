@@ -106,3 +106,33 @@ func TestNoMoveIsTakenBackBeforeItIsReported(t *testing.T) {
 		}
 	}
 }
+
+func TestOperatorsOfAnEarlierDriverAreShownAndHaveADeadline(t *testing.T) {
+	st := newDriverState()
+	job := func(id placement.JobID, shard base.ShardID, by placement.Origin) *placement.Job {
+		return &placement.Job{ID: id, State: placement.JobRunning, Started: 60_000, Spec: placement.JobSpec{
+			Kind: placement.JobMove, Shard: shard, From: 2, To: 3, Origin: by}}
+	}
+	jobs := []*placement.Job{
+		job(7, 2, placement.OriginDriver), job(8, 3, placement.OriginUser), job(9, 4, placement.OriginDriver),
+	}
+	starts := &flight{Operator: plan.Operator{Kind: plan.OpMove, Shard: 4}}
+	st.starting[starts] = true
+	now := time.Hour
+	cfg := plan.Config{}.WithDefaults()
+	st.adopt(jobs, &cfg, now, time.UnixMilli(120_000))
+	if len(st.running) != 1 || st.running[7] == nil {
+		t.Fatalf("adopted %v", st.running)
+	}
+	f := *st.running[7]
+	if f.Created != now-time.Minute || f.Deadline != now+adoptedFor {
+		t.Errorf("created %s, deadline %s", f.Created, f.Deadline)
+	}
+	st.adopt(jobs, &cfg, now+time.Minute, time.UnixMilli(180_000))
+	if got := st.running[7]; got.Created != f.Created || got.Deadline != f.Deadline {
+		t.Errorf("a minute later: created %s, deadline %s", got.Created, got.Deadline)
+	}
+	if n := len(st.flights()); n != 2 {
+		t.Errorf("%d operators are shown, want the adopted one and the one that starts", n)
+	}
+}

@@ -96,6 +96,32 @@ func (d *driverState) operators(jobs []*placement.Job, now time.Duration) []*pla
 	return out
 }
 
+// adopt counts the jobs of an earlier driver as operators of this one: they are shown, and have a deadline from now on.
+// One that is on the shard of an operator that is being started may be that.
+func (d *driverState) adopt(jobs []*placement.Job, cfg *plan.Config, now time.Duration, wall time.Time) {
+	if len(d.starting) == 0 {
+		clear(d.early) // of nobody that is known here
+	}
+	starts := make(map[base.ShardID]bool, len(d.starting))
+	for f := range d.starting {
+		starts[f.Shard] = true
+	}
+	for _, j := range jobs {
+		if j.Spec.Origin != placement.OriginDriver || j.State.Ended() || d.running[uint64(j.ID)] != nil || starts[j.Spec.Shard] {
+			continue
+		}
+		ops := operatorsOf(j, now)
+		if len(ops) == 0 {
+			continue
+		}
+		f := &flight{Operator: ops[len(ops)-1]}
+		age := wall.Sub(time.UnixMilli(int64(j.Started)))
+		f.Created = now - max(age, 0)
+		f.Deadline += 2 * time.Duration(float64(f.Bytes)/float64(max(cfg.SnapshotRate, 1))*float64(time.Second))
+		d.running[f.ID] = f
+	}
+}
+
 // operatorsOf is what a job does to shards, as the planner counts it.
 func operatorsOf(j *placement.Job, now time.Duration) []plan.Operator {
 	s := &j.Spec
@@ -138,7 +164,7 @@ func operatorsOf(j *placement.Job, now time.Duration) []plan.Operator {
 	return append(out, op)
 }
 
-// adoptedFor is how long a job of an earlier driver may still take.
+// adoptedFor is how long a job of an earlier driver may still take, the copying of its bytes aside.
 const adoptedFor = 10 * time.Minute
 
 // specOf is the job of an operator.
