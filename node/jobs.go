@@ -26,6 +26,7 @@ const (
 	jobSave   = time.Second            // between two saves of mere progress
 	jobReload = 2 * time.Second        // between two looks at the record, for a cancel that came another way
 	jobRescan = 2 * time.Second        // between two searches for jobs that were recorded another way
+	trimEvery = 64                     // jobs that end between two trims of the history
 )
 
 // jobRunner runs the jobs of the cluster while this node leads the meta shard.
@@ -41,6 +42,7 @@ type jobRunner struct {
 	paused  atomic.Bool          // this node is told to lead nothing
 	onEnd   func(*placement.Job) // told of every job that has ended here; may be nil
 	wake    chan struct{}        // capacity 1: search for new jobs now
+	ends    atomic.Uint64        // jobs that have ended here
 
 	mu struct {
 		sync.Mutex

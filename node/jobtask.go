@@ -222,6 +222,9 @@ func (t *jobTask) ended(ctx context.Context) {
 	if t.r.onEnd != nil {
 		t.r.onEnd(t.job.Clone())
 	}
+	if t.r.ends.Add(1)%trimEvery != 1 {
+		return // a trim reads the whole history
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := t.r.dir.TrimJobs(ctx, placement.EndedJobs); err != nil {
