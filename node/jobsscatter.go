@@ -18,6 +18,9 @@ type scatterTask struct {
 	tried map[base.ShardID]time.Duration // Boot time of the last transfer
 }
 
+// scatterSteps is how many moves and transfers a scatter makes for each of its shards at most.
+const scatterSteps = 8
+
 // planScatter checks a scatter.
 func (r *jobRunner) planScatter(ctx context.Context, s placement.JobSpec) (*placement.Job, error) {
 	shards, err := r.scattered(ctx, &s)
@@ -124,8 +127,17 @@ func (s *scatterTask) plan(ctx context.Context) {
 		return
 	}
 	a := placement.NextScatter(s.job, w)
+	// The driver looks at all shards and may move back what this moves for the sake of some: one of the two has to give in.
+	if s.job.Done >= scatterSteps*uint64(len(shards)) {
+		a.Start, a.Shard = nil, 0
+	}
 	for _, m := range a.Start {
 		s.begin(look, m, w.Nodes)
+	}
+	s.job.Done += uint64(len(a.Start))
+	if a.Shard != 0 {
+		s.job.Done++
+		s.touch(false)
 	}
 	a.Start = nil
 	switch {

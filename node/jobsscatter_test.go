@@ -49,3 +49,21 @@ func TestAScatterSpreadsReplicasAndLeadersOfARange(t *testing.T) {
 		t.Error("a scatter of nothing is started")
 	}
 }
+
+func TestAScatterThatIsAlwaysUndoneEnds(t *testing.T) {
+	b := newJobBench(t)
+	j := &placement.Job{
+		Spec:  placement.JobSpec{Kind: placement.JobScatter, Start: base.UserStart(), End: base.UserEnd()},
+		State: placement.JobRunning, Done: 3 * scatterSteps, // of the three shards, by an earlier meta leader
+	}
+	if err := b.dir.CreateJob(testContext(t), j); err != nil {
+		t.Fatal(err)
+	}
+	b.runner(4)
+	b.await(j.ID, placement.JobDone)
+	b.fakeCluster.mu.Lock()
+	defer b.fakeCluster.mu.Unlock()
+	if n := len(b.fakeCluster.mu.changes); n > 0 {
+		t.Errorf("it still made %d changes: %v", n, b.fakeCluster.mu.changes)
+	}
+}
