@@ -36,6 +36,9 @@ const (
 	driverTransfer = 15 * time.Second
 	// driverLost is the age of an operator from which its job should run.
 	driverLost = 10 * time.Second
+	// driverDeaf is the time between two rounds from which it does not count as silence of the nodes: this one was
+	// suspended, and so were their reports.
+	driverDeaf = 30 * time.Second
 )
 
 // driver is the loop of one node.
@@ -150,6 +153,10 @@ func (w *watch) plan(p *policy, trouble error) []*flight {
 		return nil
 	}
 	st := c.driverState
+	if deaf := now - st.looked; st.looked != 0 && deaf > driverDeaf {
+		c.view.Forgive(deaf, now)
+	}
+	st.looked = now
 	if st.trouble = ""; trouble != nil {
 		st.trouble = trouble.Error()
 		return nil

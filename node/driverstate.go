@@ -30,6 +30,7 @@ type driverState struct {
 	nextID   uint64                          // of transfers
 
 	rounds, quiet uint64
+	looked        time.Duration // Boot time of the last round, planned or not
 	active        time.Duration // Boot time of the last operator that was proposed or ran
 	took          time.Duration // of the last round
 	last          plan.Round    // without its operators

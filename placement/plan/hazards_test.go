@@ -99,3 +99,29 @@ func TestSplitsAndMergesDoNotFlap(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestStoresAreNotDownForTheTimeThatTheDriverSlept(t *testing.T) {
+	cfg := Config{}.WithDefaults()
+	v := NewView()
+	for id := base.StoreID(1); id <= 4; id++ {
+		v.SetMember(Member{ID: id}, 0)
+		if id < 4 {
+			if _, err := v.Report(&StoreReport{Store: id, Incarnation: 1, Full: true, At: time.Minute}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	now := time.Hour // it slept from the second minute on
+	v.Forgive(now-2*time.Minute, now)
+	v.Tick(&cfg, now)
+	for _, s := range v.Stores() {
+		if s.Down() {
+			t.Errorf("%s is down", s.ID)
+		}
+	}
+	now += 4*time.Minute + time.Second
+	v.Tick(&cfg, now)
+	if !v.Store(1).Down() {
+		t.Error("a store that stays silent is not down in time")
+	}
+}

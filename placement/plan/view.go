@@ -259,6 +259,14 @@ func (v *View) Tick(cfg *Config, now time.Duration) {
 	slices.SortFunc(v.dirty, func(a, b *Shard) int { return cmp.Compare(a.ID, b.ID) })
 }
 
+// Forgive takes a time in which nobody listened, as of a process that was suspended, off the silence of all stores: they
+// are not down for it. Call it before Tick.
+func (v *View) Forgive(deaf, now time.Duration) {
+	for _, s := range v.order {
+		s.Seen = min(s.Seen+deaf, max(now, s.Seen))
+	}
+}
+
 // isDown reports whether the replicas of a store must be replaced.
 func (v *View) isDown(s *Store, cfg *Config) bool {
 	return s.Commission == Removed || v.now-s.Seen > cfg.DownAfter
