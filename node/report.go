@@ -118,7 +118,7 @@ func (m *member) report(ctx context.Context) error {
 func (m *member) findMetaLeader(ctx context.Context) (base.StoreID, error) {
 	places := m.metaPlaces()
 	p := places[m.reports.sent.turn%len(places)]
-	req := m.reportHead()
+	req := m.reportHead(m.store.Summaries())
 	if _, err := m.sendReport(ctx, p, req); err != nil {
 		return 0, err
 	}
@@ -180,7 +180,7 @@ func (m *member) sendReport(ctx context.Context, p place, req *pb.ReportRequest)
 }
 
 // reportHead is a report of the node itself.
-func (m *member) reportHead() *pb.ReportRequest {
+func (m *member) reportHead(sums []shard.Summary) *pb.ReportRequest {
 	free, disk := m.n.eng.DiskStats()
 	req := &pb.ReportRequest{
 		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation, Address: m.n.addr,
@@ -195,12 +195,12 @@ func (m *member) reportHead() *pb.ReportRequest {
 			break
 		}
 	}
-	for _, sum := range m.store.Summaries() {
-		if sum.Desc == nil {
+	for i := range sums {
+		if sums[i].Desc == nil {
 			continue
 		}
 		req.ReplicaCount++
-		if sum.Leads {
+		if sums[i].Leads {
 			req.LeaderCount++
 		}
 	}
@@ -212,7 +212,7 @@ func (m *member) buildReport(ctx context.Context) (*pb.ReportRequest, map[base.S
 	sums := m.store.Summaries()
 	m.followers.look(ctx, m.store, sums)
 	s, boot := &m.reports.sent, m.clock.Boot()
-	req := m.reportHead()
+	req := m.reportHead(sums)
 	req.Full = s.full
 	now := make(map[base.ShardID]reported, len(sums))
 	var digest plan.Digest

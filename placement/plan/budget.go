@@ -30,6 +30,7 @@ type round struct {
 	by              string // the checker or scheduler at work
 	part            Parts
 	scanned         int
+	swaps           int // shards looked at for a swap of leaderships
 }
 
 func newRound(p *Planner, v *View, cfg *Config, running []*Operator) *round {

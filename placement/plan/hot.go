@@ -165,6 +165,9 @@ func (r *round) swap(m *measure, sh *Shard, from, to, giver *ahead) bool {
 		return false
 	}
 	for _, back := range giver.shards {
+		if r.swaps++; r.swaps > 10*r.cfg.ScanPerRound {
+			return false
+		}
 		if !r.leadable(back, giver) || 2*m.of(back.Load) > m.of(sh.Load) || r.v.now-back.Led < r.cfg.Cooldown {
 			continue
 		}
