@@ -162,6 +162,10 @@ func (s *Store) renew(in *renewal) {
 		fail("replica ids from %s are given out already", old.NextReplicaID)
 		return
 	}
+	if f := r.frozen.Load(); f != nil && s.mayMerge(f) {
+		fail("merge %d may be in the log of %s here, which needs it as it is: that one comes first", f.ID, f.Into)
+		return
+	}
 	target, err := r.settledEnd()
 	if err != nil {
 		fail("read its log: %s", err)
@@ -181,6 +185,16 @@ func (s *Store) renew(in *renewal) {
 	default:
 		s.settleLog(in, raftpb.HardState{Term: st.Term, Vote: st.Vote, Commit: target})
 	}
+}
+
+// mayMerge reports whether a local replica of L has entries to apply that may bring the merge that a freeze is for.
+func (s *Store) mayMerge(f *engine.Freeze) bool {
+	l := s.serving(f.Into)
+	if l == nil || !s.awaitsMerge(f) {
+		return false
+	}
+	_, last := l.worker.log.Bounds()
+	return l.applied.Load() < last
 }
 
 func sameDescriptor(a, b *base.Descriptor) bool {
