@@ -59,7 +59,7 @@ const roundsPerGroup = 10
 // links are cut and nodes are killed: the shards tile the key space, scans are exact, histories linearizable.
 func TestRoundsOfSplitAndMergeUnderFaults(t *testing.T) {
 	const shards, roamers, nodes = 6, 18, 3
-	rounds := scale(10, 30, 300)
+	rounds := scale(3, 30, 300)
 	f := &splitMergeRounds{Machine: ycsb.DescribeMachine(), Nodes: nodes, Shards: shards, Clients: shards + roamers,
 		Started: time.Now().UTC().Truncate(time.Second),
 		Command: "SHARDD_E2E=long go test -count 1 -timeout 4h -v -run " + t.Name() + " ./e2e"}
@@ -83,7 +83,7 @@ func TestRoundsOfSplitAndMergeUnderFaults(t *testing.T) {
 	}
 	l := newLoadOf(t, db, shards, roamers)
 	for group := len(f.Groups) + 1; f.rounds() < rounds && !t.Failed(); group++ {
-		g := splitMergeGroup(c, links, l, group)
+		g := splitMergeGroup(c, links, l, group, min(roundsPerGroup, rounds-f.rounds()))
 		t.Logf("group %d: %+v", group, g)
 		f.Groups = append(f.Groups, g)
 		if path != "" && !t.Failed() {
@@ -114,7 +114,7 @@ func longResult(t *testing.T, dir, name string) string {
 	return filepath.Join(makeDir(t, filepath.Join(root, "docs", "results", dir)), name)
 }
 
-func splitMergeGroup(c *harness.Cluster, links []*harness.Proxy, l *load, group int) splitMergeJudged {
+func splitMergeGroup(c *harness.Cluster, links []*harness.Proxy, l *load, group, rounds int) splitMergeJudged {
 	t := l.t
 	t.Helper()
 	g := splitMergeJudged{Group: group, Seed: rand.Uint64(), Errors: map[string]int{}}
@@ -124,7 +124,7 @@ func splitMergeGroup(c *harness.Cluster, links []*harness.Proxy, l *load, group 
 	stop := l.run(group)
 	l.waitWrites("before the rounds")
 	var splits, merges []time.Duration
-	for g.Rounds < roundsPerGroup && !t.Failed() {
+	for g.Rounds < rounds && !t.Failed() {
 		// Split inside the keys that the load uses: ledger and registers of one prefix fall on either side.
 		prefix := rnd.IntN(l.shards)
 		key := fmt.Appendf(nil, "%02d/reg/%d/%d", prefix, group, rnd.IntN(registers))

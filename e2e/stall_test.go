@@ -188,9 +188,9 @@ func TestFiguresOfAHotRange(t *testing.T) {
 	dir, full := figures(t, "hotrange")
 	path := filepath.Join(dir, "hotrange.json")
 	h := &hotRange{Machine: ycsb.DescribeMachine(), Command: figuresCommand(t), Records: 5000, Clients: 32}
-	length, requests := 3*time.Second, "300"
+	length, requests, parts := 2*time.Second, "200", 2
 	if full {
-		h.Records, h.Clients, length, requests = 100_000, 128, 20*time.Second, "2000"
+		h.Records, h.Clients, length, requests, parts = 100_000, 128, 20*time.Second, "2000", 3
 	}
 	if readResult(t, path, h) {
 		t.Logf("%s is there: not measured again: %+v", path, h)
@@ -240,7 +240,7 @@ func TestFiguresOfAHotRange(t *testing.T) {
 			h.Shards++
 			h.Leaders[fmt.Sprintf("n%d", s.GetLeader())]++
 		}
-		if h.Shards < 3 || len(h.Leaders) < 3 {
+		if h.Shards < parts || len(h.Leaders) < parts {
 			return fmt.Errorf("%d shards, leaders %v", h.Shards, h.Leaders)
 		}
 		return nil
