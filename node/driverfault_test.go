@@ -218,9 +218,13 @@ func TestShardsSplitBySizeAndAtKeysAndSpread(t *testing.T) {
 		}
 		return err
 	})
-	if n := shards(ctx); n != before+3 {
-		t.Errorf("%d shards, were %d; %v", n, before, st)
-	}
+	// The index of shards follows with the next reports.
+	eventually(t, "the index has the new shards", func(ctx context.Context) error {
+		if n := shards(ctx); n != before+3 {
+			return fmt.Errorf("%d shards, were %d; %v", n, before, st)
+		}
+		return nil
+	})
 	eventually(t, "the life of a shard tells of its splits", func(ctx context.Context) error {
 		log, err := p.admin().ShardLog(ctx, &pb.ShardLogRequest{ShardId: 2})
 		if err == nil && !strings.Contains(fmt.Sprint(log.Events), "was split off") {
