@@ -50,7 +50,7 @@ Shards that have lost most of their replicas are not helped by this: see "shardc
 				}
 				text := name + ": removed\n"
 				if shards > 0 {
-					text = fmt.Sprintf("%s: removed; %d shards that had a replica there are given another one\n"+
+					text = fmt.Sprintf("%s: removed; %d shards had a replica there and are given another one where a node can take it\n"+
 						"`shardctl balance status` shows how far that is.\n", name, shards)
 				}
 				_, err = fmt.Fprint(c.OutOrStdout(), text)
