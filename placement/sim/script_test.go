@@ -39,7 +39,8 @@ import (
 //	expect-well | expect-wrong              every shard is as its rule says, or what is not
 //	print nodes | shards (in the log) | needs | wrong
 //
-// What an expect or a settle asks for must be so, whatever the golden text says.
+// What an expect or a settle asks for must be so, whatever the golden text says. After a change of the planner that alters
+// which kinds of operators a step needs, "go test ./placement/sim -run TestScripts -rewrite" writes that text anew.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, filepath.Join("testdata"), func(t *testing.T, path string) {
 		s := &script{}
