@@ -478,3 +478,51 @@ func TestARecoveryIsCalledOffBeforeAnythingIsMadeNew(t *testing.T) {
 		l.check(t, p)
 	}
 }
+
+// TestTheDriverHealsWhatWasRecovered: nodes that join get replicas of everything, and the lost ones do not come back.
+func TestTheDriverHealsWhatWasRecovered(t *testing.T) {
+	const shards = 4
+	seed := startSeed(t)
+	ps := balancedProcs(t, 3, shards)
+	l := newLedger(seed)
+	l.put(t, ps[0], 40, shards)
+	eventually(t, "three voters everywhere", func(ctx context.Context) error {
+		voters, _, err := counts(ctx, ps[0])
+		if err == nil && len(voters) != 3 {
+			err = fmt.Errorf("voters %v", voters)
+		}
+		for id, n := range voters {
+			if n != shards+1 && err == nil {
+				err = fmt.Errorf("%d voters on n%d", n, id)
+			}
+		}
+		return err
+	})
+	caughtUp(t, ps)
+	failed := []uint64{uint64(ps[0].store()), uint64(ps[1].store())}
+	slices.Sort(failed)
+	ps[0].kill(50, seed)
+	ps[1].kill(50, seed)
+	p := ps[2]
+	begin(t, p, failed, planned(t, p, failed))
+	recovered(t, p)
+	ps = []*proc{p, joinBalanced(t, "p3", p), joinBalanced(t, "p4", p)}
+	eventually(t, "it is healed", func(ctx context.Context) error {
+		voters, _, err := counts(ctx, p)
+		if err != nil {
+			return err
+		}
+		for _, q := range ps {
+			if voters[uint64(q.store())] != shards+1 || len(voters) != 3 {
+				return fmt.Errorf("voters %v", voters)
+			}
+		}
+		return nil
+	})
+	caughtUp(t, ps)
+	p.kill(50, seed) // any of them may go now
+	for _, q := range ps[1:] {
+		l.check(t, q)
+		l.put(t, q, 10, shards)
+	}
+}

@@ -282,6 +282,10 @@ func (r *recoverer) round(ctx context.Context, rec *engine.Recovery) error {
 		if err := r.m.skipIDs(ctx, g); err != nil {
 			return err
 		}
+		// Before their shards can do again what they ask for.
+		if err := r.m.cancelJobsFor(ctx, rec.Failed); err != nil {
+			return err
+		}
 		if rec, err = r.advance(ctx, rec, engine.RecoveryShards); err != nil || rec == nil {
 			return err
 		}

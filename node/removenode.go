@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -52,6 +53,9 @@ func removeNode(ctx context.Context, m *member, req *pb.RemoveNodeRequest) (*pb.
 	m.jobs.marks.forget()
 	m.learnFences([]uint64{req.NodeId})
 	m.spreadFence(ctx, id, nodes)
+	if err := m.cancelJobsFor(ctx, []base.StoreID{id}); err != nil {
+		return nil, err // it may be repeated
+	}
 	m.log.Warn("node removed", "removed", id.String(), "dead", req.Dead, "shards", len(listing))
 	return &pb.RemoveNodeResponse{Shards: uint32(len(listing))}, nil
 }
@@ -139,6 +143,27 @@ func bears(d *base.Descriptor, without base.StoreID, alive func(base.StoreID) bo
 		}
 	}
 	return true
+}
+
+// cancelJobsFor ends the jobs that would give replicas to nodes that are gone for good, or empty them: they would wait for
+// those nodes, and hold their shards meanwhile.
+func (m *member) cancelJobsFor(ctx context.Context, gone []base.StoreID) error {
+	jobs, err := m.dir.RunningJobs(ctx)
+	if err != nil {
+		return directoryStatus(err)
+	}
+	for _, j := range jobs {
+		empties := j.Spec.Kind == placement.JobDrain || j.Spec.Kind == placement.JobDecommission
+		if !slices.Contains(gone, j.Spec.To) && !(empties && slices.Contains(gone, j.Spec.From)) {
+			continue
+		}
+		_, err := m.jobs.cancel(ctx, j.ID)
+		if err != nil && !errors.Is(err, placement.ErrEnded) && !errors.Is(err, placement.ErrNotFound) {
+			return directoryStatus(err)
+		}
+		m.log.Info("job cancelled: its node is gone", "job", j.ID.String())
+	}
+	return nil
 }
 
 // spreadFence has the nodes that answer fence a node now.

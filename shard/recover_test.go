@@ -394,3 +394,50 @@ func TestAnInventoryTellsHowFarEachLogIs(t *testing.T) {
 		t.Fatalf("%+v", page)
 	}
 }
+
+// TestARecoveryBringsASplitThatOnlyTheLogHolds: the range of the shard is another one once its log is applied, so the
+// caller has to look again, and finds the other half, which has lost its quorum as well.
+func TestARecoveryBringsASplitThatOnlyTheLogHolds(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	d := desc(7, "a", "z", 1, 2, 3)
+	c.create(d)
+	c.put(7, "b", "1")
+	c.put(7, "x", "2")
+	c.everywhere(7, "x", "2")
+	c.tellNothingCommitted(7)
+	before, _ := c.nodes[3].store.Status(7)
+	ch := c.split(c.leader(7), 7, side(8, "m"))
+	c.until("the split is in the log", func() bool {
+		st, _ := c.nodes[3].store.Status(7)
+		return st.LastIndex > before.LastIndex
+	})
+	c.lose(1, 2)
+	<-ch
+	n := c.nodes[3]
+	if got, _ := n.store.Descriptor(7); !sameDescriptor(got, d) {
+		t.Fatalf("the split was applied: %s", got)
+	}
+	var refused *RecoverError
+	if err := c.recover(n, renewed(d, 3), 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "its log has brought it to") {
+		t.Fatalf("made for the range before the split: %v", err)
+	}
+	left, ok := n.store.Descriptor(7)
+	right, ok2 := n.store.Descriptor(8)
+	if !ok || !ok2 || left.Epoch.Version != 2 || string(left.End) != string(right.Start) {
+		t.Fatalf("left %s, right %s", left, right)
+	}
+	for _, half := range []*base.Descriptor{left, right} {
+		if err := c.recover(n, renewed(half, 3), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.until("both lead", func() bool { return c.leader(7) == n && c.leader(8) == n })
+	c.holds(n.eng, "b", "1")
+	c.holds(n.eng, "x", "2")
+	c.putAt(n, 7, left.Epoch.Version+100, "c", "3")
+	c.putAt(n, 8, right.Epoch.Version+100, "y", "4")
+	c.crash(n, 0)
+	c.start(n)
+	c.until("both lead again", func() bool { return c.leader(7) == n && c.leader(8) == n })
+	c.holds(n.eng, "y", "4")
+}

@@ -37,7 +37,7 @@ type replica struct {
 	frozen  atomic.Pointer[engine.Freeze] // nil: it is not
 	merged  atomic.Pointer[wire.Answer]   // merged away: what to tell who still waits; set once
 	newer   atomic.Bool                   // somebody writes to a newer replica of the shard on this store
-	silent  atomic.Int64                  // ticks since the last word from a leader
+	silent  atomic.Int64                  // ticks since the last word from a leader, or since this one led
 	parking atomic.Bool                   // in.park is set
 	leaving atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
 

@@ -162,7 +162,11 @@ func (w *worker) collect() {
 			if r.worker.disposed {
 				continue
 			}
-			r.silent.Add(int64(ticks))
+			if r.lead.Load().leads {
+				r.silent.Store(0)
+			} else {
+				r.silent.Add(int64(ticks))
+			}
 			r.worker.ticks = min(r.worker.ticks+ticks, limit)
 			w.sweep(r)
 			w.activate(r)

@@ -31,7 +31,7 @@ func (it *item) loss() string {
 		text := fmt.Sprintf("writes that were acknowledged after index %d, which only the lost replicas had; how many is not known",
 			c.LastIndex)
 		if c.Silent > 0 {
-			text += fmt.Sprintf(" (%s last heard from a leader %s ago)", c.Store, c.Silent.Round(time.Second))
+			text += fmt.Sprintf(" (%s last heard from a leader, or led, %s ago)", c.Store, c.Silent.Round(time.Second))
 		}
 		parts = append(parts, text)
 		if !member {

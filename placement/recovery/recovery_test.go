@@ -131,7 +131,7 @@ func TestPlans(t *testing.T) {
 		{"the last replica of three", []base.StoreID{1, 2}, []base.StoreID{3},
 			[]Replica{tail, on(m123, 3, 7, 9)},
 			"s2 [02,03) n3/3 on n0 drop []: writes that were acknowledged after index 40, which only the lost replicas had; how " +
-				"many is not known (n3 last heard from a leader 34s ago); 5 entries that may or may not have been acknowledged are kept\n" +
+				"many is not known (n3 last heard from a leader, or led, 34s ago); 5 entries that may or may not have been acknowledged are kept\n" +
 				"s1 [03,04) n3/3", ""},
 		{"the furthest log wins, by term before index", []base.StoreID{1, 2, 3}, []base.StoreID{4, 5},
 			append([]Replica{on(all12345, 4, 6, 99), on(all12345, 5, 7, 40)}, healthyMeta[1:]...),
