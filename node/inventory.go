@@ -68,7 +68,7 @@ func (m *member) inventory(ctx context.Context, req *pb.InventoryRequest) (*pb.I
 			ShardId: uint64(inv.Shard), ReplicaId: uint64(inv.Replica), Faulted: inv.Faulted, Term: inv.Term,
 			LastTerm: inv.LastTerm, LastIndex: inv.LastIndex, Commit: inv.Commit, Applied: inv.Applied, Leads: inv.Leads,
 			Leader: uint64(inv.Leader), SilentMs: uint64(inv.Silent.Milliseconds()), Changes: inv.Changes,
-			MergingInto: uint64(inv.MergingInto), Busy: inv.Busy,
+			MergingInto: uint64(inv.MergingInto), Busy: inv.Busy, Settled: inv.Settled,
 		}
 		if inv.Desc != nil {
 			r.Descriptor_ = inv.Desc.Append(nil)
@@ -126,7 +126,7 @@ func planReplicas(inv *pb.InventoryResponse) ([]recovery.Replica, error) {
 			Store: base.StoreID(inv.NodeId), Shard: base.ShardID(r.ShardId), Replica: base.ReplicaID(r.ReplicaId),
 			Faulted: r.Faulted, Term: r.Term, LastTerm: r.LastTerm, LastIndex: r.LastIndex, Commit: r.Commit,
 			Applied: r.Applied, Leads: r.Leads, Silent: time.Duration(r.SilentMs) * time.Millisecond, Changes: r.Changes,
-			Busy: r.Busy,
+			Busy: r.Busy, Settled: r.Settled,
 		}
 		if len(r.Descriptor_) > 0 {
 			d, _, err := base.DecodeDescriptor(r.Descriptor_)

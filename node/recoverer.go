@@ -18,9 +18,11 @@ import (
 )
 
 // Recovery of lost quorums, carried out by the node that was asked for it, the coordinator. Fence: every survivor has the
-// failed stores fenced, and the recovery on record, on its disk. Meta: the meta shard, if it is lost too, is made new,
-// since the rest needs ids and an index. Shards: the others; what their logs still bring, a split say, is planned in the
-// next round. Done: the failed nodes are struck out in the meta shard, and every survivor's record says so.
+// failed stores fenced, and the recovery on record, on its disk. Meta: the logs of the chosen replicas are applied to
+// their ends, before anything is dropped, since a merge in one of them needs what a later choice would give up; what they
+// bring, a split say, is planned in the next round. Then the meta shard is made new, if it is lost too: the rest needs ids
+// and an index. Shards: the others. Done: the failed nodes are struck out in the meta shard, and every survivor's record
+// says so.
 //
 // Each round asks all survivors again and plans anew; nothing is remembered but the record: what was done is seen to be
 // done. The choice between two survivors must never be made twice differently. So there is one coordinator: a recovery
@@ -275,6 +277,9 @@ func (r *recoverer) round(ctx context.Context, rec *engine.Recovery) error {
 	if rec, err = r.advance(ctx, rec, engine.RecoveryMeta); err != nil || rec == nil {
 		return err
 	}
+	if logs := plan.Unsettled(); len(logs) > 0 {
+		return atOnce(len(logs), func(i int) error { return r.settle(ctx, rec, logs[i]) })
+	}
 	if meta != nil {
 		return r.makeNew(ctx, rec, g, plan, meta)
 	}
@@ -317,6 +322,19 @@ func (r *recoverer) shards(ctx context.Context, rec *engine.Recovery, g *gathere
 		return atOnce(len(left), func(i int) error { return r.makeNew(ctx, rec, g, plan, left[i]) })
 	}
 	return atOnce(len(anew), func(i int) error { return r.makeNew(ctx, rec, g, plan, anew[i]) })
+}
+
+// settle has a chosen replica apply its log to the end.
+func (r *recoverer) settle(ctx context.Context, rec *engine.Recovery, s *recovery.Shard) error {
+	err := r.m.askRecover(ctx, s.Survivor, &pb.RecoverReplicaRequest{
+		ShardId: uint64(s.Shard), ReplicaId: uint64(s.Replica), RecoveryId: rec.ID, FailedNodes: numbers(rec.Failed),
+		Action: recoverSettle,
+	})
+	if status.Code(err) == codes.FailedPrecondition {
+		r.mark(s, err)
+		return nil // the next round looks again
+	}
+	return err
 }
 
 // makeNew carries out the plan for one shard.

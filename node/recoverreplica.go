@@ -22,6 +22,7 @@ import (
 const (
 	recoverDrop   = "drop"
 	recoverCreate = "create"
+	recoverSettle = "settle"
 )
 
 // RecoverReplica implements InternalService.
@@ -74,6 +75,8 @@ func (m *member) recoverOne(ctx context.Context, req *pb.RecoverReplicaRequest, 
 			data = append(data, engine.KV{Key: kv.Key, Value: kv.Value})
 		}
 		return m.store.Create(d, data, true)
+	case req.Action == recoverSettle:
+		return m.store.Settle(ctx, sh, replica)
 	case req.Action == "" && d != nil:
 		return m.store.Recover(ctx, replica, d, req.Version, req.Term)
 	}

@@ -20,7 +20,8 @@ import (
 // acknowledged by stores that are gone. The HardState says so, synced, and the replica is opened again and applies it,
 // splits, merges and conf changes included; but not the removal of this replica, and nothing behind that. Renew: with
 // all of it applied, one synced batch gives it the new descriptor, the configuration with itself alone, a mark, and a
-// term above every one seen. Publish: a replica over that state takes the place of the old one and leads at once. What
+// term above every one seen. All shards of a recovery are settled before the first is renewed, or any replica dropped: a
+// merge in one log needs the frozen replica of the other shard on the same store. Publish: a replica over that state takes the place of the old one and leads at once. What
 // the log still holds behind that is refused by its epoch.
 //
 // A crash before Settle, or before Renew, leaves a replica without a quorum, and the call is repeated; after Renew the
@@ -49,13 +50,26 @@ const recoverPause = 10 * time.Millisecond
 // if it was so already. Errors: *RecoverError, *NotFoundError, ErrStopping, the engine's, or ctx's; after ctx's it may
 // still happen.
 func (s *Store) Recover(ctx context.Context, id base.ReplicaID, d *base.Descriptor, version, term uint64) error {
+	if d == nil {
+		return &RecoverError{Replica: id, Reason: "no descriptor is given"}
+	}
+	return s.recover(ctx, &renewal{shard: d.Shard, id: id, desc: d.Clone(), version: version, term: term})
+}
+
+// Settle takes the log of a replica for committed and returns once all of it is applied. It is the first half of Recover,
+// with its errors.
+func (s *Store) Settle(ctx context.Context, shard base.ShardID, id base.ReplicaID) error {
+	return s.recover(ctx, &renewal{shard: shard, id: id})
+}
+
+func (s *Store) recover(ctx context.Context, want *renewal) error {
 	type outcome struct {
 		again bool
 		err   error
 	}
 	for {
 		ch := make(chan outcome, 1)
-		busy, err := s.recoverStep(id, d, version, term, func(again bool, err error) { ch <- outcome{again, err} })
+		busy, err := s.recoverStep(want, func(again bool, err error) { ch <- outcome{again, err} })
 		if err != nil {
 			return err
 		}
@@ -75,47 +89,51 @@ func (s *Store) Recover(ctx context.Context, id base.ReplicaID, d *base.Descript
 		}
 		pause.Stop()
 		if ctx.Err() != nil {
-			return fmt.Errorf("recover replica %s: %w", base.ReplicaName(d.Shard, id), ctx.Err())
+			return fmt.Errorf("recover replica %s: %w", base.ReplicaName(want.shard, want.id), ctx.Err())
 		}
 	}
 }
 
-// renewal is a Recover under way.
+// renewal is a Recover or Settle under way.
 type renewal struct {
 	op      *boundary
 	r       *replica
-	desc    *base.Descriptor
-	version uint64 // that desc was made for
+	shard   base.ShardID
+	id      base.ReplicaID
+	desc    *base.Descriptor // nil: only settle
+	version uint64           // that desc was made for
 	term    uint64
 	again   bool // the log was settled, or has not been applied: another step is needed
 }
 
 // recoverStep takes one step; done is called once, unless there is an error or another step of the shard to wait for.
 // again: the replica has to apply its log first.
-func (s *Store) recoverStep(
-	id base.ReplicaID, d *base.Descriptor, version, term uint64, done func(again bool, err error),
-) (busy <-chan struct{}, err error) {
+func (s *Store) recoverStep(want *renewal, done func(again bool, err error)) (busy <-chan struct{}, err error) {
 	fail := func(format string, args ...any) (<-chan struct{}, error) {
-		return nil, &RecoverError{Shard: d.Shard, Replica: id, Reason: fmt.Sprintf(format, args...)}
+		return nil, &RecoverError{Shard: want.shard, Replica: want.id, Reason: fmt.Sprintf(format, args...)}
 	}
-	if err := d.Validate(); err != nil {
-		return fail("%s", err)
+	if d := want.desc; d != nil {
+		if err := d.Validate(); err != nil {
+			return fail("%s", err)
+		}
+		self, ok := d.Replica(want.id)
+		if !ok || len(d.Replicas) != 1 || self.Store != s.cfg.Store || self.Role != base.RoleVoter {
+			return fail("%s does not list it as the only voter", d)
+		}
 	}
-	if self, ok := d.Replica(id); !ok || len(d.Replicas) != 1 || self.Store != s.cfg.Store || self.Role != base.RoleVoter {
-		return fail("%s does not list it as the only voter", d)
-	}
-	in := &renewal{desc: d.Clone(), version: version, term: term}
-	in.op = newBoundary(func(err error) { done(in.again, err) }, nil, d.Shard)
+	step := *want
+	in := &step
+	in.op = newBoundary(func(err error) { done(in.again, err) }, nil, in.shard)
 	s.mu.Lock()
-	r, other := s.mu.replicas[d.Shard], s.inTheWayLocked(in.op)
+	r, other := s.mu.replicas[in.shard], s.inTheWayLocked(in.op)
 	switch {
 	case s.mu.stopped:
 		err = ErrStopping
 	case other != nil:
 		busy = other.ended
 	case r == nil:
-		err = &NotFoundError{Shard: d.Shard}
-	case r.id != id:
+		err = &NotFoundError{Shard: in.shard}
+	case r.id != in.id:
 		_, err = fail("replica %s is here", r.id)
 	case r.uninitialised():
 		_, err = fail("it is uninitialised")
@@ -130,7 +148,7 @@ func (s *Store) recoverStep(
 	s.parkAll(in.op, []*replica{r}, func(ok bool) {
 		s.life.post(func() {
 			if !ok {
-				s.finish(in.op, &NotFoundError{Shard: d.Shard})
+				s.finish(in.op, &NotFoundError{Shard: in.shard})
 			} else if s.begin(in.op) {
 				s.renew(in)
 			}
@@ -150,11 +168,11 @@ func (s *Store) renew(in *renewal) {
 		return
 	}
 	old := r.desc.Load()
-	if sameDescriptor(old, in.desc) {
+	switch d := in.desc; {
+	case d == nil:
+	case sameDescriptor(old, d):
 		s.finish(in.op, nil) // done before
 		return
-	}
-	switch d := in.desc; {
 	case d.Epoch.ConfVer <= old.Epoch.ConfVer || d.Epoch.Version <= old.Epoch.Version:
 		fail("epoch %s is not above %s", d.Epoch, old.Epoch)
 		return
@@ -173,6 +191,8 @@ func (s *Store) renew(in *renewal) {
 	}
 	st := r.worker.rn.BasicStatus()
 	switch applied, d := r.appliedState(), in.desc; {
+	case applied.Index >= target && d == nil:
+		s.finish(in.op, nil)
 	case applied.Index >= target && old.Epoch.Version != in.version:
 		fail("its log has brought it to %s; the new descriptor was made for version %d", old, in.version)
 	case applied.Index >= target && (string(d.Start) != string(old.Start) || string(d.End) > string(old.End)):
@@ -310,6 +330,8 @@ type Inventory struct {
 	Commit    uint64
 	LastIndex uint64
 	LastTerm  uint64 // of the last entry of the log
+	// Settled says that everything in the log that a recovery would take for committed is applied.
+	Settled bool
 	// Changes says that the log has, behind what is applied, a change of replicas.
 	Changes bool
 	// Silent is the time since the last word of a leader, in ticks of this store.
@@ -368,11 +390,15 @@ func (r *replica) inventory(inv Inventory) Inventory {
 	first, last := r.worker.log.Bounds()
 	inv.LastIndex = last
 	term, err := r.worker.log.Term(last)
+	var end uint64
+	if err == nil {
+		end, err = r.settledEnd()
+	}
 	if err != nil {
 		inv.Busy = true
 		return inv
 	}
-	inv.LastTerm = term
+	inv.LastTerm, inv.Settled = term, r.applied.Load() >= end
 	for at := max(r.applied.Load()+1, first); at <= last; {
 		ents, err := r.worker.log.Entries(at, last+1, r.store.cfg.MaxSizePerMsg)
 		if err != nil {

@@ -26,11 +26,17 @@ func renewed(d *base.Descriptor, on base.StoreID) *base.Descriptor {
 // recover drives a recovery to its end.
 func (c *cluster) recover(n *testNode, d *base.Descriptor, term uint64) error {
 	c.t.Helper()
-	id := d.Replicas[0].Replica
+	return c.recoverTo(n, &renewal{
+		shard: d.Shard, id: d.Replicas[0].Replica, desc: d, version: d.Epoch.Version - 100, term: term,
+	})
+}
+
+func (c *cluster) recoverTo(n *testNode, want *renewal) error {
+	c.t.Helper()
 	for range 100 {
 		var again, done bool
 		var out error
-		busy, err := n.store.recoverStep(id, d, d.Epoch.Version-100, term, func(a bool, e error) { again, out, done = a, e, true })
+		busy, err := n.store.recoverStep(want, func(a bool, e error) { again, out, done = a, e, true })
 		if err != nil {
 			return err
 		}
@@ -440,4 +446,44 @@ func TestARecoveryBringsASplitThatOnlyTheLogHolds(t *testing.T) {
 	c.start(n)
 	c.until("both lead again", func() bool { return c.leader(7) == n && c.leader(8) == n })
 	c.holds(n.eng, "y", "4")
+}
+
+// TestSettlingALogTakesAMergeInThatOnlyTheLogHolds: it finds the frozen replica of the other shard where it was left, and
+// what it makes of both is one shard that has lost its quorum.
+func TestSettlingALogTakesAMergeInThatOnlyTheLogHolds(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.create(desc(7, "a", "m", 1, 2, 3))
+	c.create(desc(8, "m", "z", 1, 2, 3))
+	c.put(7, "b", "1")
+	c.put(8, "x", "2")
+	c.everywhere(8, "x", "2")
+	c.leads(7, 1)
+	cmd := c.mustFreeze(77, 8, 7)
+	c.tellNothingCommitted(7)
+	before, _ := c.nodes[3].store.Status(7)
+	ch := c.commitMerge(c.leader(7), 7, cmd)
+	c.soon("the merge is in the log", func() bool {
+		st, _ := c.nodes[3].store.Status(7)
+		return st.LastIndex > before.LastIndex
+	})
+	c.mergeOutcome("commit", ch)
+	c.lose(1, 2)
+	n := c.nodes[3]
+	if d, ok := n.store.Descriptor(8); !ok || d == nil {
+		t.Fatal("the merge was applied")
+	}
+	if err := c.recoverTo(n, &renewal{shard: 7, id: 3}); err != nil {
+		t.Fatal(err)
+	}
+	wide, _ := n.store.Descriptor(7)
+	if _, left := n.store.Descriptor(8); left || string(wide.End) != string(base.UserKey([]byte("z"))) {
+		t.Fatalf("settled to %s, the other still there: %t", wide, left)
+	}
+	if err := c.recover(n, renewed(wide, 3), 0); err != nil {
+		t.Fatal(err)
+	}
+	c.until("it leads", func() bool { return c.leader(7) == n })
+	c.holds(n.eng, "b", "1")
+	c.holds(n.eng, "x", "2")
+	c.noFaults()
 }

@@ -202,6 +202,7 @@ func (m *maker) renewed(it *item) Shard {
 	s := Shard{
 		Shard: it.id, Start: it.top.Start, End: it.end, Survivor: c.Store, Replica: c.Replica,
 		Version: c.Desc.Epoch.Version, Applied: c.Applied, Commit: c.Commit, LastTerm: c.LastTerm, LastIndex: c.LastIndex,
+		Settled: c.Settled,
 	}
 	next := base.ReplicaID(0)
 	for _, r := range it.replicas {

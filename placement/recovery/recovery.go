@@ -39,6 +39,8 @@ type Replica struct {
 	Silent time.Duration
 	// Changes says that the log changes the replicas behind what is applied.
 	Changes bool
+	// Settled: everything in its log that would be taken for committed is applied.
+	Settled bool
 	// Busy: it could not be asked how far its log is.
 	Busy bool
 }
@@ -72,6 +74,7 @@ type Shard struct {
 	Version                              uint64
 	Term                                 uint64 // at least this
 	Applied, Commit, LastTerm, LastIndex uint64
+	Settled                              bool // of a chosen replica
 	Loss                                 string
 	Dropped                              []Drop // other replicas of the shard, by store
 }
@@ -92,6 +95,17 @@ type Plan struct {
 
 // Empty reports whether nothing is left to do.
 func (p *Plan) Empty() bool { return len(p.Shards) == 0 && len(p.GiveUp) == 0 }
+
+// Unsettled returns the chosen replicas whose logs have to be applied to their ends before anything else is done: what they
+// hold may change ranges, and needs replicas that would be given up.
+func (p *Plan) Unsettled() (out []*Shard) {
+	for i := range p.Shards {
+		if s := &p.Shards[i]; s.Survivor != 0 && !s.Settled {
+			out = append(out, s)
+		}
+	}
+	return out
+}
 
 // Meta returns the plan for the meta shard, nil if it has kept its quorum.
 func (p *Plan) Meta() *Shard {

@@ -3464,7 +3464,8 @@ type RecoverReplicaRequest struct {
 	RecoveryId uint64 `protobuf:"varint,4,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"`
 	// The stores that are lost; the new descriptor lists none of them.
 	FailedNodes []uint64 `protobuf:"varint,5,rep,packed,name=failed_nodes,json=failedNodes,proto3" json:"failed_nodes,omitempty"`
-	// drop: the local replica is given up instead. create: the range has no survivor and is made anew, empty.
+	// settle: only take the log for committed, and apply it. drop: the local replica is given up instead. create: the range
+	// has no survivor and is made anew, empty.
 	Action string `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
 	// For create: of the new shard. Otherwise: the one that the shard has from now on, in a range within the present one;
 	// for drop it is the proof, empty: the shard was merged away.
@@ -4016,7 +4017,9 @@ type LocalReplica struct {
 	Changes     bool   `protobuf:"varint,13,opt,name=changes,proto3" json:"changes,omitempty"`
 	MergingInto uint64 `protobuf:"varint,14,opt,name=merging_into,json=mergingInto,proto3" json:"merging_into,omitempty"`
 	// The replica could not be asked in time.
-	Busy          bool `protobuf:"varint,15,opt,name=busy,proto3" json:"busy,omitempty"`
+	Busy bool `protobuf:"varint,15,opt,name=busy,proto3" json:"busy,omitempty"`
+	// Everything in the log that a recovery would take for committed is applied.
+	Settled       bool `protobuf:"varint,16,opt,name=settled,proto3" json:"settled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4152,6 +4155,13 @@ func (x *LocalReplica) GetMergingInto() uint64 {
 func (x *LocalReplica) GetBusy() bool {
 	if x != nil {
 		return x.Busy
+	}
+	return false
+}
+
+func (x *LocalReplica) GetSettled() bool {
+	if x != nil {
+		return x.Settled
 	}
 	return false
 }
@@ -4592,7 +4602,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa0\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xba\x03\n" +
 	"\fLocalReplica\x12\x19\n" +
 	"\bshard_id\x18\x01 \x01(\x04R\ashardId\x12\x1d\n" +
 	"\n" +
@@ -4613,7 +4623,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\tsilent_ms\x18\f \x01(\x04R\bsilentMs\x12\x18\n" +
 	"\achanges\x18\r \x01(\bR\achanges\x12!\n" +
 	"\fmerging_into\x18\x0e \x01(\x04R\vmergingInto\x12\x12\n" +
-	"\x04busy\x18\x0f \x01(\bR\x04busy\"N\n" +
+	"\x04busy\x18\x0f \x01(\bR\x04busy\x12\x18\n" +
+	"\asettled\x18\x10 \x01(\bR\asettled\"N\n" +
 	"\x11SnapshotsResponse\x129\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x1b.shardd.v1.SnapshotProgressR\tsnapshots2\xcf\v\n" +
 	"\x0fInternalService\x12:\n" +
