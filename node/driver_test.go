@@ -225,6 +225,9 @@ func TestADecommissionedNodeIsEmptyAndTheJobEndsByItself(t *testing.T) {
 }
 
 func TestOperatorsGoOnWhenTheMetaLeaderChanges(t *testing.T) {
+	if testing.Short() {
+		t.Skip("four nodes for a minute, several under the race detector; not with -short")
+	}
 	const shards = 6
 	ps := balancedProcs(t, 3, shards)
 	atRest(t, ps[0])
@@ -312,6 +315,9 @@ func TestRulesThatAreAppliedMoveReplicas(t *testing.T) {
 }
 
 func TestTheDriverSaysWhy(t *testing.T) {
+	if testing.Short() {
+		t.Skip("four nodes for a minute, several under the race detector; not with -short")
+	}
 	const shards = 3
 	ps := balancedProcs(t, 3, shards)
 	st := atRest(t, ps[0])

@@ -76,6 +76,9 @@ func TestWhatHasEndedIsInFlightUntilTheViewShowsIt(t *testing.T) {
 }
 
 func TestNoMoveIsTakenBackBeforeItIsReported(t *testing.T) {
+	if testing.Short() {
+		t.Skip("four nodes for a minute, several under the race detector; not with -short")
+	}
 	// A small shard moves in less time than lies between two reports.
 	var ps []*proc
 	for i := range 4 {
