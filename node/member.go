@@ -47,7 +47,7 @@ type member struct {
 	rules     ruleBook
 	driver    *driver
 	followers followers // owned by the report loop
-	cpu       cpuMeter  // owned by the report loop
+	cpu       cpuMeter
 	slow      slowness
 
 	// verifyPatience is how long a replica may show no progress when replicas are compared.

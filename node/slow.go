@@ -6,8 +6,10 @@ import (
 	"time"
 )
 
-// cpuMeter tells how much of a processor the process has taken between two looks.
+// cpuMeter tells how much of a processor the process has taken between two looks. It is safe for concurrent use: whoever
+// makes the head of a report looks, the loop and who asks for a view.
 type cpuMeter struct {
+	mu   sync.Mutex
 	at   time.Duration // Boot time
 	used uint64        // ms of processor
 	last uint64
@@ -18,6 +20,8 @@ const cpuLook = 5 * time.Second
 
 // millis returns thousandths of a core, as of the last few seconds.
 func (c *cpuMeter) millis(now time.Duration) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.at != 0 && now-c.at < cpuLook {
 		return c.last
 	}
