@@ -97,6 +97,8 @@ func (c *counting) Step(msgs []wire.RaftMessage) {
 
 func (*counting) Unreachable(base.ShardID, base.ReplicaID, base.ReplicaID) {}
 
+func (*counting) Liveness(base.StoreID, uint64, []byte) {}
+
 // addresses are the peers of a benchmark; nothing is kept.
 type addresses map[base.StoreID]string
 

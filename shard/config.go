@@ -13,6 +13,7 @@ import (
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/liveness"
 )
 
 // Sender carries raft messages to another store. It never blocks and may drop; msgs is not retained after the call, the
@@ -56,6 +57,9 @@ type Config struct {
 	Incarnation uint64
 	Engine      *engine.Engine
 	Sender      Sender
+
+	// Liveness is this store's end of store liveness; nil: there are no leases, and nothing sleeps.
+	Liveness *liveness.Monitor
 
 	// Snapshots sends them to followers that the log cannot feed. Without it none are sent.
 	Snapshots Snapshots

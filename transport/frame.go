@@ -21,9 +21,13 @@ import (
 // buffer and passes entry data by reference.
 //
 //	kindMessages    0 u8 type | 1 u8 flags | 2 u16 context | 4 u32 entries | 8 u64 shard | 16 u64 from | 24 u64 to
-//	                32 u64 term | 40 u64 log term | 48 u64 index | 56 u64 commit | 64 u64 reject hint | 72 context
+//	                32 u64 term | 40 u64 log term | 48 u64 index | 56 u64 commit | 64 u64 reject hint
+//	                if msgStamped: u64 epoch | u64 commit
+//	                then the context
 //	                then per entry: 0 u64 term | 8 u64 index | 16 u32 length of data | 20 u8 type | 21 u24 reserved (0)
 //	kindHeartbeats  0 u64 shard | 8 u64 from | 16 u64 to | 24 u64 term | 32 u64 commit | 40 u8 flags
+//	                if beatStamped: 41 u64 epoch | 49 u64 commit
+//	kindLiveness    no records; the body is one store's word to another, which package shard/liveness lays out; count is 0
 //	kindHello       see hello.go
 //	kindRefusal     see hello.go
 //	kindPing        empty; kindPong: empty
@@ -35,6 +39,7 @@ const (
 	messageSize  = 72
 	entrySize    = 24
 	beatSize     = 41
+	stampSize    = 16
 
 	// maxBody bounds the body of a frame, and so what one decompression may allocate. It holds the largest entry (a
 	// full pass of proposals, 4 MiB of batch) several times.
@@ -43,6 +48,8 @@ const (
 	splitBody = 1 << 20
 	// snappy cannot expand a block by more than 64 bytes per 3: a frame that claims more is refused unread.
 	maxExpansion = 22
+	// MaxLiveness bounds the body of a liveness frame, in bytes.
+	MaxLiveness = 256 << 10
 )
 
 type kind uint8
@@ -54,14 +61,17 @@ const (
 	kindRefusal    kind = 4
 	kindPing       kind = 5
 	kindPong       kind = 6
+	kindLiveness   kind = 7
 )
 
 const (
 	flagSnappy uint8 = 1 << 0
 
-	msgReject uint8 = 1 << 0
+	msgReject  uint8 = 1 << 0
+	msgStamped uint8 = 1 << 1
 
 	beatResponse uint8 = 1 << 0
+	beatStamped  uint8 = 1 << 1
 )
 
 // ErrFrame marks bytes that are not a frame of this protocol. The stream they came on is closed.
@@ -120,7 +130,34 @@ func Sendable(t raftpb.MessageType) bool {
 
 // recordSize is the length of a message's records, dataSize that of its entries' data, in bytes.
 func recordSize(m *wire.RaftMessage) int {
-	return messageSize + len(m.Msg.Context) + entrySize*len(m.Msg.Entries)
+	return messageSize + stampLen(m) + len(m.Msg.Context) + entrySize*len(m.Msg.Entries)
+}
+
+// beatLen is the length of a message's compact record; isBeat holds.
+func beatLen(m *wire.RaftMessage) int { return beatSize + stampLen(m) }
+
+func stampLen(m *wire.RaftMessage) int {
+	if m.Stamp.Epoch != 0 {
+		return stampSize
+	}
+	return 0
+}
+
+func appendStamp(b []byte, s wire.Stamp) []byte {
+	if s.Epoch == 0 {
+		return b
+	}
+	b = binary.BigEndian.AppendUint64(b, s.Epoch)
+	return binary.BigEndian.AppendUint64(b, s.Commit)
+}
+
+// parseStamp reads a stamp that its flag announces; b has room for it.
+func parseStamp(b []byte) (wire.Stamp, error) {
+	s := wire.Stamp{Epoch: binary.BigEndian.Uint64(b), Commit: binary.BigEndian.Uint64(b[8:])}
+	if s.Epoch == 0 {
+		return s, fmt.Errorf("a stamp of epoch 0: %w", ErrFrame)
+	}
+	return s, nil
 }
 
 func dataSize(m *wire.RaftMessage) int {
@@ -138,6 +175,9 @@ func appendRecord(b []byte, m *wire.RaftMessage) []byte {
 	if msg.Reject {
 		flags |= msgReject
 	}
+	if m.Stamp.Epoch != 0 {
+		flags |= msgStamped
+	}
 	b = append(b, byte(msg.Type), flags)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(msg.Context)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(msg.Entries)))
@@ -149,6 +189,7 @@ func appendRecord(b []byte, m *wire.RaftMessage) []byte {
 	b = binary.BigEndian.AppendUint64(b, msg.Index)
 	b = binary.BigEndian.AppendUint64(b, msg.Commit)
 	b = binary.BigEndian.AppendUint64(b, msg.RejectHint)
+	b = appendStamp(b, m.Stamp)
 	b = append(b, msg.Context...)
 	for i := range msg.Entries {
 		e := &msg.Entries[i]
@@ -177,7 +218,10 @@ func appendBeat(b []byte, m *wire.RaftMessage) []byte {
 	if m.Msg.Type == raftpb.MsgHeartbeatResp {
 		flags |= beatResponse
 	}
-	return append(b, flags)
+	if m.Stamp.Epoch != 0 {
+		flags |= beatStamped
+	}
+	return appendStamp(append(b, flags), m.Stamp)
 }
 
 // checkMessage says why a message can not be encoded, or nil.

@@ -43,6 +43,9 @@ func drawMessage(t *rapid.T) wire.RaftMessage {
 	if ctx := rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "context"); len(ctx) > 0 {
 		m.Msg.Context = ctx
 	}
+	if rapid.Bool().Draw(t, "stamped") {
+		m.Stamp = wire.Stamp{Epoch: rapid.Uint64Min(1).Draw(t, "epoch"), Commit: u64.Draw(t, "stamp commit")}
+	}
 	for range rapid.IntRange(0, 4).Draw(t, "entries") {
 		e := raftpb.Entry{Term: u64.Draw(t, "entry term"), Index: u64.Draw(t, "entry index"),
 			Type: raftpb.EntryType(rapid.IntRange(0, 2).Draw(t, "entry type"))}
@@ -114,6 +117,43 @@ func TestHeartbeatsTakeFortyOneBytesEach(t *testing.T) {
 	}
 }
 
+func stampedBeat(shard base.ShardID) wire.RaftMessage {
+	m := beatMessage(shard, true)
+	m.Stamp = wire.Stamp{Epoch: 3<<32 | 7, Commit: 76}
+	return m
+}
+
+func TestAStampCostsSixteenBytesInAHeartbeatToo(t *testing.T) {
+	msgs := []wire.RaftMessage{beatMessage(1, true), stampedBeat(2), beatMessage(3, false), stampedBeat(4)}
+	frame, err := AppendFrame(nil, msgs)
+	if err != nil || frame[1] != byte(kindHeartbeats) || len(frame) != headerSize+4*41+2*16 {
+		t.Fatalf("kind %d, %d bytes, %v", frame[1], len(frame), err)
+	}
+	f := newOutgoing(kindHeartbeats)
+	for i := range msgs {
+		f.add(&msgs[i])
+	}
+	if byRef := f.finish().Materialize(); !bytes.Equal(byRef, frame) {
+		t.Errorf("contiguous and by-reference encoding differ:\n%x\n%x", frame, byRef)
+	}
+	if got, _, err := DecodeFrame(frame, 3, 4, nil); err != nil || !reflect.DeepEqual(got, msgs) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for name, spoil := range map[string]func([]byte) []byte{
+		"epoch 0":    func(b []byte) []byte { clear(b[headerSize+2*41 : headerSize+2*41+8]); return b },
+		"cut":        func(b []byte) []byte { return b[:len(b)-16] },
+		"no flag":    func(b []byte) []byte { b[headerSize+41+40] = beatResponse; return b },
+		"other flag": func(b []byte) []byte { b[headerSize+40] |= 1 << 2; return b },
+	} {
+		b := spoil(bytes.Clone(frame))
+		h := frameHeader{kind: kindHeartbeats, count: 4, records: uint32(len(b) - headerSize), body: uint32(len(b) - headerSize)}
+		putHeader(b, h)
+		if _, _, err := DecodeFrame(b, 3, 4, nil); !errors.Is(err, ErrFrame) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func goldenMessages() []wire.RaftMessage {
 	return []wire.RaftMessage{
 		{Shard: 12, From: 3, To: 5, FromStore: 3, ToStore: 4, Msg: raftpb.Message{Type: raftpb.MsgApp, From: 3, To: 5,
@@ -153,11 +193,22 @@ func TestGoldenBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "messages.hex", frame)
+	stamped := goldenMessages()
+	stamped[1].Stamp, stamped[2].Stamp = wire.Stamp{Epoch: 3<<32 | 7, Commit: 99}, wire.Stamp{Epoch: 1}
+	if frame, err = AppendFrame(nil, stamped); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "stamped-messages.hex", frame)
 	beats, err := AppendFrame(nil, []wire.RaftMessage{beatMessage(1, false), beatMessage(2, true)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "heartbeats.hex", beats)
+	if beats, err = AppendFrame(nil, []wire.RaftMessage{stampedBeat(1), beatMessage(2, true)}); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "stamped-heartbeats.hex", beats)
+	golden(t, "liveness.hex", livenessFrame([]byte("one store's word")).finish().Materialize())
 	h := goldenHello()
 	golden(t, "hello.hex", h.append(nil))
 	golden(t, "refusal.hex", (&refusal{reason: RefusedStale, cluster: h.cluster, store: 5, text: "too old"}).append(nil))
@@ -259,9 +310,11 @@ func TestCompressionStopsTryingWhereItDoesNotPay(t *testing.T) {
 }
 
 func FuzzDecodeFrame(f *testing.F) {
-	frame, _ := AppendFrame(nil, goldenMessages())
+	stamped := goldenMessages()
+	stamped[0].Stamp = wire.Stamp{Epoch: 9, Commit: 9}
+	frame, _ := AppendFrame(nil, stamped)
 	packed, _ := build(append(goldenMessages(), goldenMessages()...), 0)
-	beats, _ := AppendFrame(nil, []wire.RaftMessage{beatMessage(1, false)})
+	beats, _ := AppendFrame(nil, []wire.RaftMessage{beatMessage(1, false), stampedBeat(2)})
 	for _, b := range [][]byte{frame, packed, beats, smallFrame(kindPing).Materialize(), nil} {
 		f.Add(b)
 	}

@@ -100,13 +100,27 @@ func decodeBody(h frameHeader, body []byte, from, to base.StoreID, msgs []wire.R
 
 func decodeBeats(h frameHeader, body []byte, from, to base.StoreID, msgs []wire.RaftMessage) (
 	[]wire.RaftMessage, error) {
-	if uint64(h.count)*beatSize != uint64(len(body)) || h.records != h.body {
+	if uint64(h.count)*beatSize > uint64(len(body)) || h.records != h.body {
 		return msgs, fmt.Errorf("%d heartbeats in %d bytes: %w", h.count, len(body), ErrFrame)
 	}
 	u64 := binary.BigEndian.Uint64
-	for ; len(body) > 0; body = body[beatSize:] {
-		if body[40]&^beatResponse != 0 {
-			return msgs, fmt.Errorf("unknown heartbeat flags %#x: %w", body[40], ErrFrame)
+	for range h.count {
+		if len(body) < beatSize {
+			return msgs, fmt.Errorf("heartbeat of %d bytes: %w", len(body), ErrFrame)
+		}
+		size := beatSize
+		var stamp wire.Stamp
+		switch flags := body[40]; {
+		case flags&^(beatResponse|beatStamped) != 0:
+			return msgs, fmt.Errorf("unknown heartbeat flags %#x: %w", flags, ErrFrame)
+		case flags&beatStamped != 0:
+			if size += stampSize; len(body) < size {
+				return msgs, fmt.Errorf("stamped heartbeat of %d bytes: %w", len(body), ErrFrame)
+			}
+			var err error
+			if stamp, err = parseStamp(body[beatSize:]); err != nil {
+				return msgs, err
+			}
 		}
 		t := raftpb.MsgHeartbeat
 		if body[40]&beatResponse != 0 {
@@ -118,7 +132,12 @@ func decodeBeats(h frameHeader, body []byte, from, to base.StoreID, msgs []wire.
 			Msg: raftpb.Message{
 				Type: t, From: u64(body[8:]), To: u64(body[16:]), Term: u64(body[24:]), Commit: u64(body[32:]),
 			},
+			Stamp: stamp,
 		})
+		body = body[size:]
+	}
+	if len(body) != 0 {
+		return msgs, fmt.Errorf("%d bytes after the last heartbeat: %w", len(body), ErrFrame)
 	}
 	return msgs, nil
 }
@@ -148,13 +167,21 @@ func decodeMessages(h frameHeader, body []byte, from, to base.StoreID, msgs []wi
 				Reject: rec[1]&msgReject != 0,
 			},
 		}
-		if rec[1]&^msgReject != 0 {
+		if rec[1]&^(msgReject|msgStamped) != 0 {
 			return msgs, refused, fmt.Errorf("unknown message flags %#x: %w", rec[1], ErrFrame)
 		}
-		if ctx > 0 {
-			m.Msg.Context = rec[messageSize : messageSize+ctx : messageSize+ctx]
+		at := messageSize
+		if rec[1]&msgStamped != 0 {
+			var err error
+			if m.Stamp, err = parseStamp(rec[at:]); err != nil {
+				return msgs, refused, err
+			}
+			at += stampSize
 		}
-		rec = rec[messageSize+ctx:]
+		if ctx > 0 {
+			m.Msg.Context = rec[at : at+ctx : at+ctx]
+		}
+		rec = rec[at+ctx:]
 		first := len(slab)
 		for range n {
 			size := binary.BigEndian.Uint32(rec[16:])
@@ -194,6 +221,9 @@ func countEntries(count uint32, rec []byte) (entries int, err error) {
 		}
 		n := binary.BigEndian.Uint32(rec[4:])
 		need := messageSize + uint64(binary.BigEndian.Uint16(rec[2:])) + entrySize*uint64(n)
+		if rec[1]&msgStamped != 0 {
+			need += stampSize
+		}
 		if need > uint64(len(rec)) {
 			return 0, fmt.Errorf("message %d of %d: %d bytes left, want %d: %w", i, count, len(rec), need, ErrFrame)
 		}

@@ -179,13 +179,18 @@ func TestNewIncarnationEndsStreamsOfTheOldOne(t *testing.T) {
 // dialRaw opens a peer stream by hand.
 func dialRaw(t *testing.T, s *store) grpc.ClientStream {
 	t.Helper()
+	return dialLane(t, s, bulkLane)
+}
+
+func dialLane(t *testing.T, s *store, lane laneKind) grpc.ClientStream {
+	t.Helper()
 	conn, err := grpc.NewClient(s.addr, DialOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
-	stream, err := conn.NewStream(t.Context(), desc, "/shardd.v1.Peer/Bulk")
+	stream, err := conn.NewStream(t.Context(), desc, "/"+peerService+"/"+lane.method())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,14 @@ type recorder struct {
 	cond *sync.Cond
 	msgs []wire.RaftMessage
 	lost []group
+	live []liveBody
 	hold chan struct{} // if set, Step of an append waits for it to close
+}
+
+type liveBody struct {
+	from        base.StoreID
+	incarnation uint64
+	payload     string
 }
 
 func newRecorder() *recorder {
@@ -99,6 +106,13 @@ func (r *recorder) Unreachable(shard base.ShardID, from, to base.ReplicaID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lost = append(r.lost, group{shard, from, to})
+	r.cond.Broadcast()
+}
+
+func (r *recorder) Liveness(from base.StoreID, incarnation uint64, payload []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live = append(r.live, liveBody{from, incarnation, string(payload)})
 	r.cond.Broadcast()
 }
 

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -136,7 +137,6 @@ func (t *Transport) refuse(in *inbound, ss grpc.ServerStream, ref *refusal) erro
 
 // stepAll hands every frame to the handler.
 func (t *Transport) stepAll(in *inbound, ss grpc.ServerStream) error {
-	m := &t.metrics.lanes[in.lane]
 	var (
 		frame inFrame
 		msgs  []wire.RaftMessage
@@ -148,41 +148,20 @@ func (t *Transport) stepAll(in *inbound, ss grpc.ServerStream) error {
 		if err := ss.RecvMsg(&frame); err != nil {
 			return err
 		}
-		select {
-		case <-in.evicted: // a later incarnation speaks: what this one still says must not be stepped
-			return nil
-		default:
-		}
 		h, err := parseHeader(frame.b)
 		if err != nil {
 			return err
+		}
+		if h.kind == kindRefusal { // the dialler does not believe us: we are an old copy
+			return t.refusedInbound(in, h, frame.b[headerSize:])
 		}
 		answer := h.kind == kindPing
 		if acked -= len(frame.b); acked <= 0 {
 			acked, answer = ackBytes, true
 		}
-		switch h.kind {
-		case kindMessages, kindHeartbeats:
-			body, err := frameBody(h, frame.b)
-			if err != nil {
-				return err
-			}
-			var refused int
-			if msgs, refused, err = decodeBody(h, body, in.peer.store, t.cfg.Store, msgs[:0]); err != nil {
-				return err
-			}
-			m.framesIn.Inc()
-			m.bytesIn.Add(float64(len(frame.b)))
-			m.msgsIn.Add(float64(len(msgs)))
-			if refused > 0 {
-				t.metrics.drops.WithLabelValues(in.lane.String(), dropInbound).Add(float64(refused))
-			}
-			if len(msgs) > 0 {
-				t.cfg.Handler.Step(msgs)
-				clear(msgs)
-			}
-		case kindRefusal: // the dialler does not believe us: we are an old copy
-			return t.refusedInbound(in, h, frame.b[headerSize:])
+		live := true
+		if msgs, live, err = t.stepFrame(in, h, frame.b, msgs); err != nil || !live {
+			return err
 		}
 		if answer {
 			pong.bufs = smallFrame(kindPong)
@@ -191,6 +170,49 @@ func (t *Transport) stepAll(in *inbound, ss grpc.ServerStream) error {
 			}
 		}
 	}
+}
+
+// stepFrame hands one frame to the handler; msgs is room for its messages. It reports whether the stream goes on.
+func (t *Transport) stepFrame(in *inbound, h frameHeader, frame []byte, msgs []wire.RaftMessage) (
+	_ []wire.RaftMessage, live bool, err error) {
+	if h.kind != kindMessages && h.kind != kindHeartbeats && h.kind != kindLiveness {
+		return msgs, true, nil
+	}
+	body, err := frameBody(h, frame)
+	if err != nil {
+		return msgs, false, err
+	}
+	m := &t.metrics.lanes[in.lane]
+	m.framesIn.Inc()
+	m.bytesIn.Add(float64(len(frame)))
+	in.step.Lock()
+	defer in.step.Unlock()
+	select {
+	case <-in.evicted: // a later incarnation speaks: what this one still says must not be stepped
+		return msgs, false, nil
+	default:
+	}
+	if h.kind == kindLiveness {
+		if in.lane != controlLane || h.count != 0 || h.records != 0 || len(body) > MaxLiveness {
+			return msgs, false, fmt.Errorf("liveness of %d bytes with %d messages on the %s lane: %w", len(body), h.count,
+				in.lane, ErrFrame)
+		}
+		t.cfg.Handler.Liveness(in.peer.store, in.peer.incarnation, body)
+		return msgs, true, nil
+	}
+	msgs, refused, err := decodeBody(h, body, in.peer.store, t.cfg.Store, msgs[:0])
+	if err != nil {
+		return msgs, false, err
+	}
+	m.msgsIn.Add(float64(len(msgs)))
+	if refused > 0 {
+		t.metrics.drops.WithLabelValues(in.lane.String(), dropInbound).Add(float64(refused))
+	}
+	if len(msgs) > 0 {
+		t.cfg.Handler.Step(msgs)
+		clear(msgs)
+	}
+	return msgs, true, nil
 }
 
 // refusedInbound takes the reason why a dialler that we had accepted does not accept us.

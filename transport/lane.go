@@ -66,6 +66,7 @@ type lane struct {
 		queue   []*outgoing
 		spare   []*outgoing // the sender's last batch, for its array
 		beats   *outgoing   // heartbeats of this interval; control only
+		live    []byte      // the latest liveness body that has not left; control only
 		bytes   int         // queued and being sent
 		down    bool        // in back-off
 		wanted  bool        // something was dropped since the last attempt
@@ -119,9 +120,9 @@ func (l *lane) send(msgs []wire.RaftMessage) {
 // addLocked queues one message and reports whether the sender should look at once.
 func (l *lane) addLocked(m *wire.RaftMessage) bool {
 	beat := isBeat(&m.Msg)
-	size := beatSize
-	if !beat {
-		size = recordSize(m) + dataSize(m)
+	size := recordSize(m) + dataSize(m)
+	if beat {
+		size = beatLen(m)
 	}
 	switch {
 	case l.mu.stopped:
@@ -163,6 +164,48 @@ func (l *lane) addLocked(m *wire.RaftMessage) bool {
 		delete(l.mu.lost, group{m.Shard, m.From, m.To})
 	}
 	return true
+}
+
+// sendLiveness queues a liveness body in place of an earlier one. It counts towards no bound: there is one, and it is
+// short.
+func (l *lane) sendLiveness(payload []byte) {
+	l.mu.Lock()
+	reason := ""
+	switch {
+	case l.mu.stopped:
+		reason = dropStopped
+	case l.mu.down:
+		l.mu.wanted = true
+		reason = dropDown
+	default:
+		if l.mu.live != nil {
+			reason = dropReplaced
+		}
+		l.mu.live = payload
+	}
+	l.mu.Unlock()
+	if reason != "" {
+		l.t.metrics.livenessDrops.WithLabelValues(reason).Inc()
+	}
+	if reason != dropStopped {
+		poke(l.wake)
+	}
+}
+
+// takeLiveness returns the body that waits, or nil.
+func (l *lane) takeLiveness() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	payload := l.mu.live
+	l.mu.live = nil
+	return payload
+}
+
+// dropLiveness drops the body that waits.
+func (l *lane) dropLiveness(reason string) {
+	if l.takeLiveness() != nil {
+		l.t.metrics.livenessDrops.WithLabelValues(reason).Inc()
+	}
 }
 
 func (l *lane) dropLocked(m *wire.RaftMessage, reason string) {
@@ -278,7 +321,7 @@ func (l *lane) run(ctx context.Context) {
 func (l *lane) awaitWork(ctx context.Context) bool {
 	for {
 		l.mu.Lock()
-		ready := len(l.mu.queue) > 0 || l.mu.wanted
+		ready := len(l.mu.queue) > 0 || l.mu.live != nil || l.mu.wanted
 		l.mu.wanted = l.mu.wanted && !ready
 		l.mu.Unlock()
 		if ctx.Err() != nil {
@@ -350,6 +393,7 @@ func (l *lane) pause(ctx context.Context, failures int) bool {
 	}
 	l.mu.Unlock()
 	l.discard(frames, dropDown)
+	l.dropLiveness(dropDown)
 	timer := time.NewTimer(redialDelay(failures))
 	defer timer.Stop()
 	heard := false
@@ -404,11 +448,15 @@ func (l *lane) drain(k *link) error {
 	for {
 		frames := l.take()
 		if len(frames) == 0 {
-			return nil
+			return l.drainLiveness(k)
 		}
 		for i, f := range frames {
 			n := f.size() - headerSize
-			if err := k.send(f); err != nil {
+			err := l.drainLiveness(k) // before each frame: it must never wait for more than one
+			if err == nil {
+				err = k.send(f)
+			}
+			if err != nil {
 				l.mu.Lock()
 				for _, g := range f.apps {
 					l.lostLocked(g)
@@ -427,6 +475,22 @@ func (l *lane) drain(k *link) error {
 		l.mu.spare = frames[:0]
 		l.mu.Unlock()
 	}
+}
+
+// drainLiveness sends the liveness body that waits, if there is one.
+func (l *lane) drainLiveness(k *link) error {
+	payload := l.takeLiveness()
+	if payload == nil {
+		return nil
+	}
+	if err := k.send(livenessFrame(payload)); err != nil {
+		l.mu.Lock()
+		l.mu.wanted = true
+		l.mu.Unlock()
+		l.t.metrics.livenessDrops.WithLabelValues(dropBroken).Inc()
+		return err
+	}
+	return nil
 }
 
 // peerAlive tells the lane that the peer has connected to us: a wait for the next attempt is over, and a link to an
@@ -460,7 +524,7 @@ func (l *lane) stop() {
 	if l.mu.beats != nil {
 		frames = append(frames, l.mu.beats)
 	}
-	l.mu.queue, l.mu.beats = nil, nil
+	l.mu.queue, l.mu.beats, l.mu.live = nil, nil, nil
 	n := 0
 	for _, f := range frames {
 		n += f.size() - headerSize

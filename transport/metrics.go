@@ -15,6 +15,7 @@ const (
 	dropStopped  = "stopped"
 	dropInbound  = "inbound-type"
 	dropInternal = "own-store"
+	dropReplaced = "replaced" // liveness only: by a later word to the same store
 )
 
 // metrics are those of one transport; lanes resolve their labels once.
@@ -26,6 +27,8 @@ type metrics struct {
 	compressIn prometheus.Counter
 	compressed prometheus.Counter
 	unreach    prometheus.Counter
+
+	livenessDrops *prometheus.CounterVec
 }
 
 type laneMetrics struct {
@@ -65,6 +68,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		compressIn: counter("compress_input_bytes", "Bytes of bodies that were sent compressed, before.").WithLabelValues(),
 		compressed: counter("compress_output_bytes", "Bytes of bodies that were sent compressed, after.").WithLabelValues(),
 		unreach:    counter("unreachable_reports_total", "Lost appends reported to their groups.").WithLabelValues(),
+
+		livenessDrops: counter("dropped_liveness_total", "Liveness bodies dropped, by reason.", "reason"),
 	}
 	for k := range m.lanes {
 		name := laneKind(k).String()

@@ -37,7 +37,7 @@ func (f *outgoing) size() int { return len(*f.head) + f.bytes }
 func (f *outgoing) add(m *wire.RaftMessage) {
 	f.count++
 	if f.kind == kindHeartbeats {
-		buffers.grow(f.head, beatSize)
+		buffers.grow(f.head, beatLen(m))
 		*f.head = appendBeat(*f.head, m)
 		return
 	}
@@ -76,6 +76,13 @@ func (f *outgoing) finish() mem.BufferSlice {
 	bufs := f.data
 	f.head, f.data = nil, nil
 	return bufs
+}
+
+// livenessFrame wraps one store's word to another, by reference.
+func livenessFrame(payload []byte) *outgoing {
+	f := newOutgoing(kindLiveness)
+	f.data, f.bytes = mem.BufferSlice{nil, mem.SliceBuffer(payload)}, len(payload)
+	return f
 }
 
 // control frames (ping, pong, hello, refusal) are small and contiguous.

@@ -30,6 +30,7 @@ type inbound struct {
 	lane    laneKind
 	peer    hello
 	evicted chan struct{} // closed when a later stream or incarnation takes its place
+	step    sync.Mutex    // held while a frame goes to the handler
 }
 
 // checkLocked refuses a Hello that an earlier one contradicts.
@@ -59,12 +60,22 @@ func (r *registry) check(h *hello) *refusal {
 }
 
 // admit records a store's identity, evicts the streams of its lower incarnations and, if in is given, the stream that
-// in replaces. newer reports that the incarnation rose while this process ran.
+// in replaces. newer reports that the incarnation rose while this process ran. Once admit has returned, nothing of a lower
+// incarnation goes to the handler any more (V13): it waits for a frame that is on its way there.
 func (r *registry) admit(h *hello, in *inbound) (newer bool, refused *refusal) {
+	newer, old, refused := r.replace(h, in)
+	for _, o := range old {
+		o.step.Lock()
+		o.step.Unlock() //nolint:staticcheck // a barrier: whoever steps next sees that it is evicted
+	}
+	return newer, refused
+}
+
+func (r *registry) replace(h *hello, in *inbound) (newer bool, old []*inbound, refused *refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if ref := r.checkLocked(h); ref != nil {
-		return false, ref
+		return false, nil, ref
 	}
 	id := r.mu.stores[h.store]
 	if id == nil {
@@ -73,15 +84,18 @@ func (r *registry) admit(h *hello, in *inbound) (newer bool, refused *refusal) {
 	} else if h.incarnation > id.incarnation {
 		newer = true
 		id.incarnation, id.process = h.incarnation, h.process
-		for lane := range id.streams {
-			id.evictLocked(laneKind(lane))
+		for lane, o := range id.streams {
+			if o != nil {
+				old = append(old, o)
+				id.evictLocked(laneKind(lane))
+			}
 		}
 	}
 	if in != nil {
 		id.evictLocked(in.lane)
 		id.streams[in.lane] = in
 	}
-	return newer, nil
+	return newer, old, nil
 }
 
 func (id *identity) evictLocked(lane laneKind) {

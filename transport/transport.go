@@ -15,13 +15,16 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// Handler takes what arrives. shard.Store satisfies it. Both methods are called from the transport's goroutines, never
+// Handler takes what arrives. shard.Store satisfies it. The methods are called from the transport's goroutines, never
 // from within Send, and must not block.
 type Handler interface {
 	// Step takes inbound messages. The slice is reused after the call; entries, their data and contexts may be kept.
 	Step(msgs []wire.RaftMessage)
 	// Unreachable says that an append of a local replica to another one was lost before it left this store.
 	Unreachable(shard base.ShardID, from, to base.ReplicaID)
+	// Liveness takes what another store says of itself, as it was given to its SendLiveness, and the incarnation that the
+	// handshake proved. The payload may be kept.
+	Liveness(from base.StoreID, incarnation uint64, payload []byte)
 }
 
 // Peers is the address book of the cluster, kept by the node. Its methods may write to disk; they are called from the
@@ -149,6 +152,17 @@ func (t *Transport) Send(to base.StoreID, msgs []wire.RaftMessage) {
 			l.send(msgs)
 		}
 	}
+}
+
+// SendLiveness has a store's word to another leave at once, on the control lane and before whatever waits there. It never
+// blocks, may drop, and keeps payload, which must not change and has at most MaxLiveness bytes. What has not left yet when
+// the next payload to the same store comes is replaced by it: each must say everything.
+func (t *Transport) SendLiveness(to base.StoreID, payload []byte) {
+	if to == t.cfg.Store || len(payload) > MaxLiveness {
+		t.metrics.livenessDrops.WithLabelValues(dropRefused).Inc()
+		return
+	}
+	t.peerOf(to)[controlLane].sendLiveness(payload)
 }
 
 // Fence refuses a store that is gone for good, ends its connections both ways, and sends it nothing any more; it is told

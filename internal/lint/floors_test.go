@@ -26,8 +26,9 @@ var floors = map[string]int{
 	"transport":        1,
 	"transport/simnet": 1,
 
-	"shard/apply": 2,
-	"snapshotter": 2,
+	"shard/apply":    2,
+	"shard/liveness": 2,
+	"snapshotter":    2,
 
 	"shard":              3,
 	"shard/shardtest":    3, // tests only
@@ -84,6 +85,8 @@ var never = []struct {
 	// Rule S1: nothing below raft may see a clock, chance, the environment, or decide by logging.
 	{"shard/apply", []string{"math/rand", "log", "time", "os"},
 		"apply is a pure function of state and entry"},
+	{"shard/liveness", []string{"engine", "shard/sched", "transport", "go.etcd.io/etcd/raft/v3"},
+		"store liveness knows stores and durations, and nothing of raft"},
 	{"internal/wire", []string{"google.golang.org/protobuf"}, "what is stored has a layout written by hand"},
 	{"internal/base", []string{"google.golang.org/protobuf"}, "what is stored has a layout written by hand"},
 	{"engine", []string{"google.golang.org/protobuf"}, "what is stored has a layout written by hand"},

@@ -15,4 +15,10 @@ type RaftMessage struct {
 	FromStore base.StoreID
 	ToStore   base.StoreID
 	Msg       raftpb.Message
+	Stamp     Stamp
 }
+
+// Stamp is what a follower's answer says about the promise under which it was given: the epoch of the follower's store's
+// support of the leader's store, and the follower's commit index after the leader's message. Epoch 0: no stamp, and Commit
+// is not carried.
+type Stamp struct{ Epoch, Commit uint64 }

@@ -7,14 +7,19 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// event is one delivery under way, or (frame nil) a report of unreachability.
+// event is one delivery under way: of a message (frame), of a liveness body (live), or of a report of unreachability.
 type event struct {
 	at    time.Duration
 	seq   uint64 // order of Send among those due at the same instant
 	link  link
 	frame []byte
+	live  []byte           // not nil for liveness, though it may be empty
+	life  uint64           // with live: the sender's incarnation
 	msg   wire.RaftMessage // as it was sent: for the trace only
 }
+
+// report says that the event goes back to the sender of what was lost.
+func (e *event) report() bool { return e.frame == nil && e.live == nil }
 
 // eventHeap orders by time, then by seq.
 type eventHeap []*event

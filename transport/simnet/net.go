@@ -31,11 +31,15 @@ type Event struct {
 	At       time.Duration // since New, virtual or real
 	Kind     string        // "deliver", "drop", "duplicate", "cut", "down" or "unreachable"
 	From, To base.StoreID
-	Msg      wire.RaftMessage // for "unreachable" only Shard, From and To are set
+	Msg      wire.RaftMessage // for "unreachable" only Shard, From and To are set, for liveness nothing
+	Liveness []byte           // the body, if that is what travels
 }
 
 // String prints the event on one line.
 func (e Event) String() string {
+	if e.Liveness != nil {
+		return fmt.Sprintf("%v %s %s->%s liveness bytes=%d", e.At, e.Kind, e.From, e.To, len(e.Liveness))
+	}
 	m := e.Msg
 	return fmt.Sprintf("%v %s %s->%s %s %s->%d %s term=%d index=%d commit=%d entries=%d", e.At, e.Kind, e.From, e.To,
 		m.Shard, base.ReplicaName(m.Shard, m.From), m.To, m.Msg.Type, m.Msg.Term, m.Msg.Index, m.Msg.Commit,
@@ -68,8 +72,8 @@ type linkState struct {
 	rng    *rand.Rand
 	faults *Faults // nil: those of the net
 	cut    bool
-	last   [2]time.Duration // per class: when the latest ordered message arrives
-	lost   map[group]bool   // appends that were reported lost and not accepted since
+	last   [classes]time.Duration // per class: when the latest ordered message arrives
+	lost   map[group]bool         // appends that were reported lost and not accepted since
 }
 
 type group struct {
@@ -87,9 +91,18 @@ func New(seed int64) *Net {
 
 // Node is one store's end of the network: a shard.Sender.
 type Node struct {
-	net     *Net
-	store   base.StoreID
-	handler transport.Handler
+	net         *Net
+	store       base.StoreID
+	handler     transport.Handler
+	incarnation uint64 // guarded by net.mu
+}
+
+// SetIncarnation says what receivers of liveness bodies are told of the store's incarnation; without it they are told 0,
+// which stands for not known.
+func (d *Node) SetIncarnation(n uint64) {
+	d.net.mu.Lock()
+	defer d.net.mu.Unlock()
+	d.incarnation = n
 }
 
 // Node attaches a store. If the store was attached before, this is its restart: the old Node is dead, what was on its
@@ -215,7 +228,7 @@ func (n *Net) purgeLocked(match func(link) bool) {
 	for _, e := range n.mu.queue {
 		if !match(e.link) {
 			kept = append(kept, e)
-		} else if e.frame != nil {
+		} else if !e.report() {
 			n.traceLocked("drop", e)
 		}
 	}
@@ -226,7 +239,8 @@ func (n *Net) purgeLocked(match func(link) bool) {
 
 func (n *Net) traceLocked(kind string, e *event) {
 	if n.mu.trace != nil {
-		n.mu.trace(Event{At: n.nowLocked(), Kind: kind, From: e.link.from, To: e.link.to, Msg: e.msg})
+		n.mu.trace(Event{At: n.nowLocked(), Kind: kind, From: e.link.from, To: e.link.to, Msg: e.msg,
+			Liveness: e.live})
 	}
 }
 
@@ -301,8 +315,8 @@ func (n *Net) deliver(limit time.Duration) bool {
 		batch = append(batch, heap.Pop(q).(*event))
 	}
 	to := first.link.to
-	if first.frame == nil {
-		to = first.link.from // a report goes back to the sender
+	if first.report() {
+		to = first.link.from
 	}
 	node := n.mu.nodes[to]
 	var msgs []wire.RaftMessage
@@ -310,8 +324,10 @@ func (n *Net) deliver(limit time.Duration) bool {
 		switch {
 		case node == nil:
 			n.traceLocked("down", e)
-		case e.frame == nil:
+		case e.report():
 			n.traceLocked("unreachable", e)
+		case e.live != nil:
+			n.traceLocked("deliver", e)
 		default:
 			n.traceLocked("deliver", e)
 			var err error
@@ -323,13 +339,45 @@ func (n *Net) deliver(limit time.Duration) bool {
 	n.mu.Unlock()
 	switch {
 	case node == nil:
-	case first.frame == nil:
+	case first.live != nil:
+		node.handler.Liveness(first.link.from, first.life, first.live)
+	case first.report():
 		node.handler.Unreachable(first.msg.Shard, first.msg.From, first.msg.To)
 	default:
 		node.handler.Step(msgs)
 	}
 	return true
 }
+
+// SendLiveness sends a copy of payload with the faults, delays and cuts of the link, in order with control messages. It
+// never blocks.
+func (d *Node) SendLiveness(to base.StoreID, payload []byte) {
+	n := d.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.mu.nodes[d.store] != d {
+		return // crashed
+	}
+	e := &event{link: link{d.store, to}, live: append([]byte{}, payload...), life: d.incarnation}
+	s, f := n.faultsLocked(e.link)
+	if len(payload) > transport.MaxLiveness {
+		n.traceLocked("drop", e)
+		return
+	}
+	if s.cut || n.mu.nodes[to] == nil {
+		n.traceLocked("cut", e)
+		return
+	}
+	n.launchLocked(s, f, e, control)
+	n.pokeLocked()
+}
+
+// The two classes of a link, in each of which order is kept.
+const (
+	control = iota
+	bulk
+	classes
+)
 
 // Send implements shard.Sender: it never blocks. Messages of a type that the transport refuses are dropped. An append
 // over a cut link or to a store that is down is reported to the sender's handler, once per group until one gets
@@ -341,14 +389,24 @@ func (d *Node) Send(to base.StoreID, msgs []wire.RaftMessage) {
 	if n.mu.nodes[d.store] != d {
 		return // crashed
 	}
-	s := n.linkLocked(link{d.store, to})
-	f := n.mu.faults
-	if s.faults != nil {
-		f = *s.faults
-	}
+	s, f := n.faultsLocked(link{d.store, to})
 	for i := range msgs {
 		n.sendLocked(d, s, f, to, msgs[i])
 	}
+	n.pokeLocked()
+}
+
+// faultsLocked returns the state of a link and the faults that hold on it.
+func (n *Net) faultsLocked(l link) (*linkState, Faults) {
+	s := n.linkLocked(l)
+	if s.faults != nil {
+		return s, *s.faults
+	}
+	return s, n.mu.faults
+}
+
+// pokeLocked has Run look at the queue.
+func (n *Net) pokeLocked() {
 	select {
 	case n.wake <- struct{}{}:
 	default:
@@ -377,6 +435,15 @@ func (n *Net) sendLocked(d *Node, s *linkState, f Faults, to base.StoreID, m wir
 	if m.Msg.Type == raftpb.MsgApp {
 		delete(s.lost, g)
 	}
+	class := control
+	if m.Msg.Type == raftpb.MsgApp || m.Msg.Type == raftpb.MsgAppResp {
+		class = bulk
+	}
+	n.launchLocked(s, f, e, class)
+}
+
+// launchLocked sends an event on its way, or loses it.
+func (n *Net) launchLocked(s *linkState, f Faults, e *event, class int) {
 	// Every message makes the same draws, so that changing one probability moves no other.
 	drop, dup, reorder := s.rng.Float64() < f.Drop, s.rng.Float64() < f.Duplicate, s.rng.Float64() < f.Reorder
 	delay, again := s.delay(f), s.delay(f)
@@ -386,12 +453,8 @@ func (n *Net) sendLocked(d *Node, s *linkState, f Faults, to base.StoreID, m wir
 	}
 	e.at = n.nowLocked() + delay
 	if !reorder {
-		c := 0
-		if m.Msg.Type == raftpb.MsgApp || m.Msg.Type == raftpb.MsgAppResp {
-			c = 1
-		}
-		e.at = max(e.at, s.last[c])
-		s.last[c] = e.at
+		e.at = max(e.at, s.last[class])
+		s.last[class] = e.at
 	}
 	n.pushLocked(e)
 	if dup {

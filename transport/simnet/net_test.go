@@ -14,12 +14,14 @@ import (
 
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/transport"
 	"github.com/shardd/shardd/transport/simnet"
 )
 
 type sink struct {
 	got  []wire.RaftMessage
 	lost []string
+	live []string
 	step func([]wire.RaftMessage)
 }
 
@@ -32,6 +34,10 @@ func (s *sink) Step(msgs []wire.RaftMessage) {
 
 func (s *sink) Unreachable(shard base.ShardID, from, to base.ReplicaID) {
 	s.lost = append(s.lost, fmt.Sprintf("%s->%s", base.ReplicaName(shard, from), to))
+}
+
+func (s *sink) Liveness(from base.StoreID, incarnation uint64, payload []byte) {
+	s.live = append(s.live, fmt.Sprintf("%s.%d %s", from, incarnation, payload))
 }
 
 func (s *sink) indexes() []uint64 {
@@ -232,4 +238,49 @@ func TestRunDeliversInTimeOfTheBubble(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestLivenessBodiesTravelLikeMessages: copied, cut, lost, delayed and lost with a crash; nobody is told of a loss.
+func TestLivenessBodiesTravelLikeMessages(t *testing.T) {
+	net := simnet.New(1)
+	var trace []string
+	net.SetTrace(func(e simnet.Event) { trace = append(trace, e.String()) })
+	var a, b sink
+	na := net.Node(1, &a)
+	net.Node(2, &b)
+	na.SetIncarnation(4)
+	word := []byte("abc")
+	na.SendLiveness(2, word)
+	na.Send(2, []wire.RaftMessage{app(7, 1)})
+	na.SendLiveness(2, nil)
+	word[0] = 'x'
+	for net.Step() {
+	}
+	if want := []string{"n1.4 abc", "n1.4 "}; !slices.Equal(b.live, want) || len(b.got) != 1 {
+		t.Fatalf("got %q and %d messages", b.live, len(b.got))
+	}
+	net.Cut(1, 2)
+	na.SendLiveness(2, word)
+	net.HealAll()
+	net.SetFaults(simnet.Faults{Drop: 1})
+	na.SendLiveness(2, word)
+	net.SetFaults(simnet.Faults{Duplicate: 1, MinDelay: time.Second, MaxDelay: time.Second})
+	na.SendLiveness(2, word)
+	na.SendLiveness(2, make([]byte, transport.MaxLiveness+1))
+	if n := net.Advance(time.Second - 1); n != 0 || net.Pending() != 2 {
+		t.Errorf("%d early, %d under way", n, net.Pending())
+	}
+	if net.Advance(1); len(b.live) != 4 {
+		t.Errorf("got %q", b.live)
+	}
+	na.SendLiveness(2, word)
+	net.Crash(1)
+	na.SendLiveness(2, word)
+	net.Advance(time.Minute)
+	if len(b.live) != 4 || len(a.lost) != 0 {
+		t.Errorf("got %q, lost %q", b.live, a.lost)
+	}
+	if want := "0s cut n1->n2 liveness bytes=3"; !slices.Contains(trace, want) {
+		t.Errorf("trace %q lacks %q", trace, want)
+	}
 }

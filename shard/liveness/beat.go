@@ -1,0 +1,131 @@
+package liveness
+
+import (
+	"context"
+	"time"
+)
+
+// Beats. Tick is the clock of the state machine: it reports what has lapsed and sends what is due. Run calls it by a timer; a test calls it in virtual time.
+
+// Run beats until ctx ends. When it returns nothing is sent any more by it; bodies may still be taken.
+func (m *Monitor) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		case <-m.wake:
+		}
+		timer.Reset(m.Tick(m.cfg.Clock.Boot()))
+	}
+}
+
+// Tick does what is due at boot time now, and returns after how long it wants to be called again: at most Interval.
+func (m *Monitor) Tick(now time.Duration) (next time.Duration) {
+	healthy := m.cfg.Healthy()
+	m.mu.Lock()
+	defer m.unlock()
+	end := now + m.cfg.Interval
+	supporting, supported := 0, 0
+	for _, p := range *m.peers.Load() {
+		m.lookLocked(p, now)
+		m.checkLocked(p, now)
+		if m.wantedLocked(p, now) {
+			if p.due(m.cfg.Interval) <= now {
+				m.sendLocked(p, now, healthy)
+			}
+			end = min(end, p.due(m.cfg.Interval))
+		}
+		if pr := p.promise.Load(); pr.binds(now) {
+			supporting++
+			end = min(end, pr.until)
+		}
+		if p.counted {
+			supported++
+			end = min(end, p.held.Load().Until)
+		}
+	}
+	m.metrics.supporting.Set(float64(supporting))
+	m.metrics.supported.Set(float64(supported))
+	return max(end-now, time.Millisecond)
+}
+
+// due is when the next body to a peer may leave.
+func (p *peer) due(interval time.Duration) time.Duration {
+	switch {
+	case !p.beaten:
+		return 0
+	case p.urgent:
+		return p.lastSent + interval/urgentShare
+	}
+	return p.lastSent + interval
+}
+
+// urgentShare bounds the bodies between two beats, whatever is urgent.
+const urgentShare = 10
+
+// lookLocked reports what has ended by itself.
+func (m *Monitor) lookLocked(p *peer, now time.Duration) {
+	if pr := p.settle(now); pr != nil && pr.ended {
+		m.lapsedLocked(p, pr.epoch, "lapsed")
+	}
+	if h := p.held.Load(); p.counted && h.Until <= now {
+		p.counted = false
+		m.eventLocked(event{kind: supportLost, store: p.store, epoch: h.Epoch, why: "lapsed"})
+	}
+}
+
+// lapsedLocked reports the end of an epoch of our support, once.
+func (m *Monitor) lapsedLocked(p *peer, epoch uint64, why string) {
+	if p.announced == epoch {
+		return
+	}
+	p.announced = epoch
+	m.eventLocked(event{kind: lapse, store: p.store, epoch: epoch, why: why})
+}
+
+// wantedLocked says whether a peer gets beats: one that shares a group with us, or that believes so and has been heard.
+// State towards others is kept all the same: numbers of bodies must not start anew within a life.
+func (m *Monitor) wantedLocked(p *peer, now time.Duration) bool {
+	return p.listed || p.incarnation != 0 && now-p.heardAt <= 2*m.cfg.Promise
+}
+
+// checkLocked asks a store, now and then, about all groups that we follow there (V8).
+func (m *Monitor) checkLocked(p *peer, now time.Duration) {
+	if m.cfg.Follows == nil || m.cfg.CheckInterval < 0 || !p.promise.Load().binds(now) {
+		p.nextCheck = 0
+		return
+	}
+	if p.nextCheck != 0 && now < p.nextCheck {
+		return
+	}
+	// The first one after half a period to a period and a half from the start of support, like those between.
+	if first := p.nextCheck == 0; !first && len(p.questions.items) == 0 {
+		m.eventLocked(event{kind: check, store: p.store})
+	}
+	p.nextCheck = now + m.cfg.CheckInterval/2 + time.Duration(m.mu.rng.Int64N(int64(m.cfg.CheckInterval)))
+}
+
+// sendLocked composes the state towards a peer and hands it to the transport. now was read before: the peer's support
+// counts from it.
+func (m *Monitor) sendLocked(p *peer, now time.Duration, healthy bool) {
+	p.sent++
+	p.sentAt[p.sent%sentRing] = sentBody{p.sent, now}
+	p.lastSent, p.beaten, p.urgent = now, true, false
+	b := body{
+		margin: m.margin, from: m.cfg.Incarnation, to: p.incarnation, seq: p.sent, heard: p.seq,
+		releasesTaken: p.releasesTaken, questionsTaken: p.questionsTaken,
+		firstRelease: p.releases.first, firstQuestion: p.questions.first,
+		releases: p.releases.head(), queries: p.questions.head(),
+	}
+	if b.asks = p.listed && healthy; b.asks {
+		b.promise = m.cfg.Promise
+	}
+	if pr := p.promise.Load(); pr.binds(now) {
+		b.granted, b.epoch, b.grantedFor = p.granted, pr.epoch, p.grantedFor
+	}
+	m.metrics.sent.Inc()
+	m.cfg.Send(p.store, b.append(make([]byte, 0, bodyFixed+groupSize*(len(b.releases)+len(b.queries)))))
+}
