@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/shardd/shardd/internal/base"
@@ -158,6 +159,40 @@ func (e *Engine) RaiseIncarnation() (uint64, error) {
 		return true, nil
 	})
 	return inc, err
+}
+
+// RaisePromise remembers that this store may promise lease support for d, and returns, once that is durable, the longest
+// promise that was on record before: what earlier lives may have given (rule V7). A shorter one changes nothing. Call it
+// at every start, before support is given.
+func (e *Engine) RaisePromise(d time.Duration) (before time.Duration, err error) {
+	err = e.changeIdent(func(id *Ident, b *Batch) (bool, error) {
+		if !e.ident.mu.have {
+			return false, errors.New("raise promise: the store has no ident yet")
+		}
+		if before = id.LongestPromise; d <= before {
+			return false, nil
+		}
+		id.LongestPromise = d
+		setRecord(b, identKey(), appendIdent(nil, id))
+		return true, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return before, nil
+}
+
+// LowerPromise sets the record down to d, the longest promise of this life, once those of earlier lives are over. It
+// returns when that is durable.
+func (e *Engine) LowerPromise(d time.Duration) error {
+	return e.changeIdent(func(id *Ident, b *Batch) (bool, error) {
+		if !e.ident.mu.have || d < 0 || d >= id.LongestPromise {
+			return false, nil
+		}
+		id.LongestPromise = d
+		setRecord(b, identKey(), appendIdent(nil, id))
+		return true, nil
+	})
 }
 
 // RecordPeer remembers a store's address and the highest incarnation seen; a record with a lower incarnation than the

@@ -56,6 +56,14 @@ type Settings struct {
 	Workers int
 	// ApplyWorkers is the number of goroutines that apply committed entries. Default: the store's.
 	ApplyWorkers int
+	// NoLeases keeps this node from asking for lease support and from giving any.
+	NoLeases bool
+	// LeaseSupport is for how long a node promises another one to elect no leaders in place of those there. All nodes of a
+	// cluster should agree: between two that do not the lower one holds. Default 8 ticks, at least 250 ms.
+	LeaseSupport time.Duration
+	// ClockMargin bounds the relative error between the rates of two nodes' clocks. Default 0.05. Between two nodes the
+	// greater one holds.
+	ClockMargin float64
 	// CacheBytes is Pebble's block cache. Default: the engine's.
 	CacheBytes int64
 	// MemTableBytes is the size of one memtable. Default: the engine's.
@@ -142,6 +150,12 @@ func (s Settings) withDefaults() Settings {
 	if s.MergeAge == 0 {
 		s.MergeAge = 10 * time.Minute
 	}
+	if s.LeaseSupport == 0 {
+		s.LeaseSupport = max(8*s.Tick, 250*time.Millisecond)
+	}
+	if s.ClockMargin == 0 {
+		s.ClockMargin = 0.05
+	}
 	set(&s.ElectionTick, 10)
 	set(&s.HeartbeatTick, 2)
 	set(&s.StreamOps, 16384)
@@ -185,6 +199,10 @@ func (c Config) Validate() error {
 		bad("election tick %d must be above heartbeat tick %d", s.ElectionTick, s.HeartbeatTick)
 	case s.HeartbeatTick < 1:
 		bad("heartbeat tick %d is below 1", s.HeartbeatTick)
+	case s.LeaseSupport < 10*time.Millisecond || s.LeaseSupport > time.Hour:
+		bad("lease support of %s: it must be between 10ms and 1h", s.LeaseSupport)
+	case !(s.ClockMargin > 0 && s.ClockMargin < 1):
+		bad("clock margin %g: it must be between 0 and 1", s.ClockMargin)
 	case s.StreamOps < 1 || s.StreamBytes < 1 || s.ScanWorkers < 1:
 		bad("stream limits must be positive")
 	case s.DownAfter < 0 || s.MergeAge < 0 || s.PlanInterval < 0:

@@ -14,6 +14,7 @@ import (
 	"github.com/shardd/shardd/placement"
 	"github.com/shardd/shardd/router"
 	"github.com/shardd/shardd/shard"
+	"github.com/shardd/shardd/shard/liveness"
 	"github.com/shardd/shardd/transport"
 )
 
@@ -31,6 +32,8 @@ type member struct {
 
 	book      *book
 	store     *shard.Store
+	liveness  *liveness.Monitor
+	peersWake chan struct{}
 	transport *transport.Transport
 	mux       *router.Mux
 	local     *localSender
@@ -94,8 +97,12 @@ func (n *Node) boot() (*member, error) {
 	m.verifier.damaged = func(d *base.Descriptor, why string) { m.store.QuarantineRange(d.Start, d.End, why) }
 	s := &n.cfg.Settings
 	late := &lateSender{}
+	if err := m.newLiveness(log); err != nil {
+		return nil, err
+	}
 	m.store, err = shard.New(shard.Config{
 		Store: id.Store, Incarnation: inc, Engine: n.eng, Sender: late, Clock: n.cfg.Clock, Logger: log,
+		Liveness:   m.liveness,
 		Registerer: n.reg, Tick: s.Tick, ElectionTick: s.ElectionTick, HeartbeatTick: s.HeartbeatTick,
 		Workers: s.Workers, ApplyWorkers: s.ApplyWorkers, OnLeader: m.onLeader,
 		Snapshots: m.snapshots, OnVerify: m.verifier.add,
@@ -156,6 +163,7 @@ func (m *member) onLeader(s base.ShardID, leader base.StoreID, term uint64) {
 	if s == base.MetaShard && leader != 0 {
 		m.metaHint.Store(uint64(leader))
 	}
+	m.wakePeers()
 }
 
 // run starts the member's goroutines, serves, and returns once all have ended: after ctx, gracefully, or when the store
@@ -178,6 +186,7 @@ func (m *member) run(ctx context.Context) error {
 	m.transport.Register(n.late)
 	m.snapshots.service.Register(n.late)
 	part("transport", m.transport.Run)
+	part("liveness", m.liveness.Run)
 	part("snapshots", m.snapshots.service.Run)
 	part("checksums", m.verifier.run)
 	n.member.Store(m)
@@ -196,6 +205,7 @@ func (m *member) run(ctx context.Context) error {
 	background.Go(func() { m.jobLoop(loops) })
 	background.Go(func() { m.driver.run(loops) })
 	background.Go(func() { m.asks.run(loops) })
+	background.Go(func() { m.peersLoop(loops) })
 
 	var err error
 	select {

@@ -218,6 +218,17 @@ func (f *fakeCluster) ListSnapshots(
 		ElapsedMs: 3000, Priority: "rebalance"}}}, nil
 }
 
+func (f *fakeCluster) Liveness(context.Context, *sharddv1.LivenessRequest) (*sharddv1.LivenessResponse, error) {
+	heard := uint64(45)
+	return &sharddv1.LivenessResponse{NodeId: 1, Incarnation: 5, SupportMs: 800, QuietMs: 640,
+		Peers: []*sharddv1.PeerLiveness{
+			{NodeId: 2, Incarnation: 0, SharesShards: true, PendingHints: 3},
+			{NodeId: 3, Incarnation: 7, HeardMsAgo: &heard, SharesShards: true,
+				Gives: &sharddv1.Support{Incarnation: 5, Epoch: 2, LeftMs: 755},
+				Has:   &sharddv1.Support{Incarnation: 7, Epoch: 1, LeftMs: 612}},
+		}}, nil
+}
+
 func (f *fakeCluster) SetSnapshotLimits(
 	_ context.Context, r *sharddv1.SetSnapshotLimitsRequest) (*sharddv1.SetSnapshotLimitsResponse, error) {
 	f.mu.Lock()

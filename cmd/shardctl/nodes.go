@@ -34,6 +34,7 @@ func newNodes(o *conn) *cobra.Command {
 				return cli.JSON(c.OutOrStdout(), out)
 			})
 		},
-	}, newNodesDrain(o), newNodesUndrain(o), newNodesDecommission(o), newNodesRecommission(o), newNodesRemove(o))
+	}, newNodesDrain(o), newNodesUndrain(o), newNodesDecommission(o), newNodesRecommission(o), newNodesRemove(o),
+		newNodesLiveness(o))
 	return c
 }

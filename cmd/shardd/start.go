@@ -76,6 +76,7 @@ func nodeSettings(cfg *config.Config) node.Settings {
 	return node.Settings{
 		Tick: cfg.Tick, HeartbeatTick: cfg.HeartbeatTicks, ElectionTick: cfg.ElectionTicks,
 		Workers: cfg.Workers, ApplyWorkers: cfg.ApplyWorkers,
+		NoLeases: !cfg.Leases, LeaseSupport: cfg.LeaseSupport, ClockMargin: cfg.ClockMargin,
 		CacheBytes: cfg.CacheBytes, MemTableBytes: cfg.MemTableBytes, EntryCacheBytes: cfg.EntryCacheBytes,
 		SnapshotSendBytes:    uint64(max(cfg.SnapshotSendBytes, 0)),
 		SnapshotReceiveBytes: uint64(max(cfg.SnapshotReceiveBytes, 0)), StagingBytes: cfg.StagingBytes,

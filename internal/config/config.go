@@ -33,6 +33,10 @@ type Config struct {
 	Workers        int
 	ApplyWorkers   int
 
+	Leases       bool
+	LeaseSupport time.Duration
+	ClockMargin  float64
+
 	CacheBytes      int64
 	MemTableBytes   int64
 	EntryCacheBytes int64
@@ -117,6 +121,19 @@ func Table(c *Config) []*Setting {
 			"leader. The same on all nodes."},
 		{Name: "election-ticks", Value: intVar(&c.ElectionTicks, 10, 3, 1000), Doc: "Ticks without a heartbeat after which " +
 			"a follower campaigns; it waits one to two times that. The same on all nodes."},
+		{Name: "leases", Value: boolVar(&c.Leases, true), Doc: "Let leaders answer linearizable reads without asking the " +
+			"others, and idle shards sleep. A node without leases neither asks for support nor gives any: leaders elsewhere " +
+			"then need the other nodes' for theirs. The same on all nodes."},
+		{Name: "lease-support", Value: durationVar(&c.LeaseSupport, 800*time.Millisecond), Doc: "For how long a node promises " +
+			"another one not to elect new leaders in place of those there; renewed eight times as often. Shorter: shards of " +
+			"a dead node move on sooner, and a pause of a live one costs it its leases sooner. A started node stays out of " +
+			"elections for as long as it has ever promised. The same on all nodes; where it differs, the lower one of two " +
+			"nodes holds between them."},
+		{Name: "clock-margin", Value: floatVar(&c.ClockMargin, 0.05, 0.001, 0.5), Doc: "Largest relative error between the " +
+			"rates of two nodes' clocks; a leader takes that much off the support it counts on. Reads are stale if clocks are " +
+			"worse: quartz and virtual machines stay within 0.001. The same on all nodes; where it differs, the greater one of " +
+			"two nodes holds between them."},
+
 		{Name: "workers", Value: intVar(&c.Workers, 0, 0, 1024), Doc: "Workers that drive the Raft groups. 0: by the " +
 			"number of CPUs."},
 		{Name: "apply-workers", Value: intVar(&c.ApplyWorkers, 0, 0, 1024), Doc: "Workers that apply committed entries. " +
@@ -193,6 +210,8 @@ func (c *Config) Validate() error {
 			c.HeartbeatTicks, c.ElectionTicks)
 	case c.Tick < time.Millisecond || c.Tick > time.Minute:
 		return fmt.Errorf("tick is %s: it must be between 1ms and 1m", c.Tick)
+	case c.LeaseSupport < 100*time.Millisecond || c.LeaseSupport > time.Minute:
+		return fmt.Errorf("lease-support is %s: it must be between 100ms and 1m", c.LeaseSupport)
 	case c.StopTimeout <= 0:
 		return fmt.Errorf("stop-timeout is %s: it must be above 0", c.StopTimeout)
 	case c.DownAfter < 10*time.Second:

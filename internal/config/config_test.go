@@ -85,6 +85,9 @@ func TestBadSettingsAreRefusedByName(t *testing.T) {
 		{"no directory", "", "", "", "give --data-dir DIR"},
 		{"pprof without http", "data-dir: d\npprof: true\n", "", "", "give --http HOST:PORT"},
 		{"slow heartbeats", "data-dir: d\nheartbeat-ticks: 20\n", "", "", "must be below election-ticks (10)"},
+		{"short lease", "data-dir: d\nlease-support: 10ms\n", "", "", "lease-support is 10ms: it must be between 100ms and 1m"},
+		{"no margin", "clock-margin: 0\n", "", "", "yaml:1: clock-margin: 0 is not within 0.001 and 0.5"},
+		{"not a fraction", "clock-margin: NaN\n", "", "", "clock-margin: NaN is not within"},
 		{"missing file", "", "SHARDD_CONFIG=/does/not/exist.yaml", "", "/does/not/exist.yaml does not exist"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

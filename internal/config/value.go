@@ -115,6 +115,22 @@ func intVar(at *int, def, lo, hi int) Value {
 		}}
 }
 
+func floatVar(at *float64, def, lo, hi float64) Value {
+	*at = def
+	show := func(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }
+	return &value[float64]{at: at, typ: "fraction", show: show,
+		parse: func(s string) (float64, error) {
+			f, err := strconv.ParseFloat(s, 64)
+			if err != nil {
+				return 0, fmt.Errorf("%q is not a number (such as %s)", s, show(def))
+			}
+			if !(f >= lo && f <= hi) { // NaN is neither
+				return 0, fmt.Errorf("%s is not within %s and %s", show(f), show(lo), show(hi))
+			}
+			return f, nil
+		}}
+}
+
 func durationVar(at *time.Duration, def time.Duration) Value {
 	*at = def
 	return &value[time.Duration]{at: at, typ: "duration", show: time.Duration.String,

@@ -86,10 +86,10 @@ func (m *Monitor) lapsedLocked(p *peer, epoch uint64, why string) {
 	m.eventLocked(event{kind: lapse, store: p.store, epoch: epoch, why: why})
 }
 
-// wantedLocked says whether a peer gets beats: one that shares a group with us, or that believes so and has been heard.
+// wantedLocked says whether a peer gets beats: one that shares a group with us, or that believes so: it has asked for support lately.
 // State towards others is kept all the same: numbers of bodies must not start anew within a life.
 func (m *Monitor) wantedLocked(p *peer, now time.Duration) bool {
-	return p.listed || p.incarnation != 0 && now-p.heardAt <= 2*m.cfg.Promise
+	return m.cfg.Promise > 0 && (p.listed || p.asks && now-p.heardAt <= 2*m.cfg.Promise)
 }
 
 // checkLocked asks a store, now and then, about all groups that we follow there (V8).

@@ -108,8 +108,9 @@ func (m *Monitor) answer(e *event) {
 
 // say logs one change.
 func (m *Monitor) say(level slog.Level, what string, e *event) {
-	attrs := []any{slog.String("store", e.store.String()), slog.Uint64("incarnation", EpochIncarnation(e.epoch)),
-		slog.Uint64("epoch", e.epoch&(1<<epochBits-1))}
+	incarnation, count := SplitEpoch(e.epoch)
+	attrs := []any{slog.String("store", e.store.String()), slog.Uint64("incarnation", incarnation),
+		slog.Uint64("epoch", count)}
 	if e.why != "" {
 		attrs = append(attrs, slog.String("reason", e.why))
 	}

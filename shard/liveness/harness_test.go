@@ -192,6 +192,11 @@ func (w *world) step(d time.Duration) {
 			s.mon.Receive(p.from, p.incarnation, p.payload)
 		}
 		s.inbox = nil
+		select {
+		case <-s.mon.wake:
+			s.nextTick = w.now
+		default:
+		}
 		if w.now >= s.nextTick {
 			s.nextTick = w.now + s.mon.Tick(s.Boot())
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/shardd/shardd/internal/clock"
 )
 
-// Config says who we are, what we promise, and whom to tell. Store, Incarnation, Promise, Clock and Send must be set.
+// Config says who we are, what we promise, and whom to tell. Store, Incarnation, Clock and Send must be set.
 //
 // The On functions are called one at a time, in the order of what they report, from whatever goroutine has called a method
 // of the Monitor, without a lock held. They must not block; they may call the Monitor.
@@ -25,7 +25,8 @@ type Config struct {
 	Incarnation uint64 // raised and synced before
 
 	// Promise is D: the support asked for with every beat, and the most that is granted. At most an hour. It must be on
-	// record in the store's ident before the Monitor takes its first body (V7).
+	// record in the store's ident before the Monitor takes its first body (V7). 0: no leases here; nothing is asked for,
+	// granted or sent, and only QuietUntil says what an earlier life may have promised.
 	Promise time.Duration
 	// Recorded is the longest promise that any earlier life of this store may have given: QuietUntil follows from it.
 	Recorded time.Duration
@@ -70,7 +71,7 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("liveness: store %s, incarnation %d: both must be set", c.Store, c.Incarnation)
 	case c.Incarnation > maxIncarnation:
 		return fmt.Errorf("liveness: incarnation %d, at most %d: epochs have no room for more", c.Incarnation, maxIncarnation)
-	case c.Promise <= 0 || c.Promise > maxDuration || c.Recorded < 0:
+	case c.Promise < 0 || c.Promise > maxDuration || c.Recorded < 0:
 		return fmt.Errorf("liveness: a promise of %s, %s recorded: want at most %s", c.Promise, c.Recorded, maxDuration)
 	case c.Margin < 0 || c.Margin >= 1:
 		return fmt.Errorf("liveness: clock margin %g: want one in [0, 1)", c.Margin)
@@ -83,6 +84,9 @@ func (c *Config) Validate() error {
 func (c Config) withDefaults() Config {
 	if c.Interval <= 0 {
 		c.Interval = max(c.Promise/8, time.Millisecond)
+		if c.Promise == 0 {
+			c.Interval = time.Second
+		}
 	}
 	if c.CheckInterval == 0 {
 		c.CheckInterval = 10 * time.Second
@@ -101,6 +105,11 @@ const (
 	epochBits      = 32
 	maxIncarnation = 1<<(64-epochBits) - 1
 )
+
+// SplitEpoch returns an epoch's two halves: the incarnation of the store that gave it, and its count in that life.
+func SplitEpoch(epoch uint64) (incarnation, count uint64) {
+	return epoch >> epochBits, epoch & (1<<epochBits - 1)
+}
 
 // EpochIncarnation returns the incarnation of the store that gave an epoch.
 func EpochIncarnation(epoch uint64) uint64 { return epoch >> epochBits }

@@ -9,6 +9,9 @@ import (
 // Receive takes a body from the transport, which knows the incarnation of its sender (0: not known). It is cheap, never
 // blocks, and keeps nothing of the payload. What is malformed, old or of an earlier incarnation is dropped and counted.
 func (m *Monitor) Receive(from base.StoreID, incarnation uint64, payload []byte) {
+	if m.cfg.Promise == 0 {
+		return
+	}
 	// Before the lock: a promise counts from when its request came, or later, and both are after it was sent.
 	now, healthy := m.cfg.Clock.Boot(), m.cfg.Healthy()
 	b, err := parseBody(payload)
@@ -71,10 +74,12 @@ func (m *Monitor) newLifeLocked(p *peer, incarnation uint64) {
 	if h := p.held.Swap(nil); h != nil && p.counted {
 		m.eventLocked(event{kind: supportLost, store: p.store, epoch: h.Epoch, why: "restart"})
 	}
+	if p.incarnation != 0 { // what waits is for that life
+		p.releases.clear()
+		p.questions.clear()
+	}
 	p.incarnation, p.seq, p.counted, p.hasHeard, p.granted = incarnation, 0, false, false, 0
 	p.releasesTaken, p.questionsTaken = 0, 0
-	p.releases.clear()
-	p.questions.clear()
 	p.urgent = true
 }
 

@@ -3151,6 +3151,282 @@ func (x *SnapshotProgress) GetPriority() string {
 	return ""
 }
 
+type LivenessRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LivenessRequest) Reset() {
+	*x = LivenessRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LivenessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LivenessRequest) ProtoMessage() {}
+
+func (x *LivenessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LivenessRequest.ProtoReflect.Descriptor instead.
+func (*LivenessRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+type LivenessResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	NodeId      uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// For how long the node asks for support, and gives it at most; 0: it takes no part in leases.
+	SupportMs uint64 `protobuf:"varint,3,opt,name=support_ms,json=supportMs,proto3" json:"support_ms,omitempty"`
+	// For how long it will keep out of elections yet, since it was started.
+	QuietMs uint64 `protobuf:"varint,4,opt,name=quiet_ms,json=quietMs,proto3" json:"quiet_ms,omitempty"`
+	// By node.
+	Peers         []*PeerLiveness `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LivenessResponse) Reset() {
+	*x = LivenessResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LivenessResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LivenessResponse) ProtoMessage() {}
+
+func (x *LivenessResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LivenessResponse.ProtoReflect.Descriptor instead.
+func (*LivenessResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *LivenessResponse) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *LivenessResponse) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *LivenessResponse) GetSupportMs() uint64 {
+	if x != nil {
+		return x.SupportMs
+	}
+	return 0
+}
+
+func (x *LivenessResponse) GetQuietMs() uint64 {
+	if x != nil {
+		return x.QuietMs
+	}
+	return 0
+}
+
+func (x *LivenessResponse) GetPeers() []*PeerLiveness {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+// PeerLiveness is what is between the node that answers and another one.
+type PeerLiveness struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// The highest that was heard of, 0 if nothing was.
+	Incarnation uint64  `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	HeardMsAgo  *uint64 `protobuf:"varint,3,opt,name=heard_ms_ago,json=heardMsAgo,proto3,oneof" json:"heard_ms_ago,omitempty"`
+	// Whether both have replicas of a shard, as far as the node that answers knows.
+	SharesShards bool `protobuf:"varint,4,opt,name=shares_shards,json=sharesShards,proto3" json:"shares_shards,omitempty"`
+	// Not set: none.
+	Gives *Support `protobuf:"bytes,5,opt,name=gives,proto3" json:"gives,omitempty"`
+	Has   *Support `protobuf:"bytes,6,opt,name=has,proto3" json:"has,omitempty"`
+	// Hints about shards that the other node has not acknowledged.
+	PendingHints  uint64 `protobuf:"varint,7,opt,name=pending_hints,json=pendingHints,proto3" json:"pending_hints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerLiveness) Reset() {
+	*x = PeerLiveness{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerLiveness) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerLiveness) ProtoMessage() {}
+
+func (x *PeerLiveness) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerLiveness.ProtoReflect.Descriptor instead.
+func (*PeerLiveness) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PeerLiveness) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *PeerLiveness) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *PeerLiveness) GetHeardMsAgo() uint64 {
+	if x != nil && x.HeardMsAgo != nil {
+		return *x.HeardMsAgo
+	}
+	return 0
+}
+
+func (x *PeerLiveness) GetSharesShards() bool {
+	if x != nil {
+		return x.SharesShards
+	}
+	return false
+}
+
+func (x *PeerLiveness) GetGives() *Support {
+	if x != nil {
+		return x.Gives
+	}
+	return nil
+}
+
+func (x *PeerLiveness) GetHas() *Support {
+	if x != nil {
+		return x.Has
+	}
+	return nil
+}
+
+func (x *PeerLiveness) GetPendingHints() uint64 {
+	if x != nil {
+		return x.PendingHints
+	}
+	return 0
+}
+
+// Support is one node's promise to another, not to elect leaders in place of those there.
+type Support struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the node that promises.
+	Incarnation uint64 `protobuf:"varint,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// The count of its promises in this life.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Until it ends unless it is renewed, as the node that answers may count it.
+	LeftMs        uint64 `protobuf:"varint,3,opt,name=left_ms,json=leftMs,proto3" json:"left_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Support) Reset() {
+	*x = Support{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Support) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Support) ProtoMessage() {}
+
+func (x *Support) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Support.ProtoReflect.Descriptor instead.
+func (*Support) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Support) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Support) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Support) GetLeftMs() uint64 {
+	if x != nil {
+		return x.LeftMs
+	}
+	return 0
+}
+
 type WhyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Subject:
@@ -3167,7 +3443,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3179,7 +3455,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3192,7 +3468,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WhyRequest) GetSubject() isWhyRequest_Subject {
@@ -3276,7 +3552,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3564,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3577,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Decision) GetUnixMs() uint64 {
@@ -3359,7 +3635,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3647,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3660,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Candidate) GetWhat() string {
@@ -3429,7 +3705,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3441,7 +3717,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3454,7 +3730,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WhyResponse) GetSummary() string {
@@ -3486,7 +3762,7 @@ type BalanceStatusRequest struct {
 
 func (x *BalanceStatusRequest) Reset() {
 	*x = BalanceStatusRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +3774,7 @@ func (x *BalanceStatusRequest) String() string {
 func (*BalanceStatusRequest) ProtoMessage() {}
 
 func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +3787,7 @@ func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceStatusRequest.ProtoReflect.Descriptor instead.
 func (*BalanceStatusRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 type Operator struct {
@@ -3533,7 +3809,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +3821,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +3834,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Operator) GetOperatorId() uint64 {
@@ -3652,7 +3928,7 @@ type BalanceStatusResponse struct {
 
 func (x *BalanceStatusResponse) Reset() {
 	*x = BalanceStatusResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3664,7 +3940,7 @@ func (x *BalanceStatusResponse) String() string {
 func (*BalanceStatusResponse) ProtoMessage() {}
 
 func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3677,7 +3953,7 @@ func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceStatusResponse.ProtoReflect.Descriptor instead.
 func (*BalanceStatusResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BalanceStatusResponse) GetState() string {
@@ -3788,7 +4064,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3800,7 +4076,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3813,7 +4089,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Count) GetWhat() string {
@@ -3853,7 +4129,7 @@ type BalanceLimits struct {
 
 func (x *BalanceLimits) Reset() {
 	*x = BalanceLimits{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3865,7 +4141,7 @@ func (x *BalanceLimits) String() string {
 func (*BalanceLimits) ProtoMessage() {}
 
 func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3878,7 +4154,7 @@ func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceLimits.ProtoReflect.Descriptor instead.
 func (*BalanceLimits) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BalanceLimits) GetOperators() uint32 {
@@ -3950,7 +4226,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3962,7 +4238,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3975,7 +4251,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetBalanceRequest) GetPause() []string {
@@ -4009,7 +4285,7 @@ type SetBalanceResponse struct {
 
 func (x *SetBalanceResponse) Reset() {
 	*x = SetBalanceResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4021,7 +4297,7 @@ func (x *SetBalanceResponse) String() string {
 func (*SetBalanceResponse) ProtoMessage() {}
 
 func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4034,7 +4310,7 @@ func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceResponse.ProtoReflect.Descriptor instead.
 func (*SetBalanceResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetBalanceResponse) GetLimits() *BalanceLimits {
@@ -4066,7 +4342,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4078,7 +4354,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4091,7 +4367,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SimulateRequest) GetAddNodes() []string {
@@ -4137,7 +4413,7 @@ type SimulatedMove struct {
 
 func (x *SimulatedMove) Reset() {
 	*x = SimulatedMove{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4149,7 +4425,7 @@ func (x *SimulatedMove) String() string {
 func (*SimulatedMove) ProtoMessage() {}
 
 func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4162,7 +4438,7 @@ func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedMove.ProtoReflect.Descriptor instead.
 func (*SimulatedMove) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SimulatedMove) GetAtMs() uint64 {
@@ -4231,7 +4507,7 @@ type SimulatedNode struct {
 
 func (x *SimulatedNode) Reset() {
 	*x = SimulatedNode{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4243,7 +4519,7 @@ func (x *SimulatedNode) String() string {
 func (*SimulatedNode) ProtoMessage() {}
 
 func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4256,7 +4532,7 @@ func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedNode.ProtoReflect.Descriptor instead.
 func (*SimulatedNode) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SimulatedNode) GetNodeId() uint64 {
@@ -4339,7 +4615,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4627,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4640,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SimulateResponse) GetMoves() []*SimulatedMove {
@@ -4424,7 +4700,7 @@ type GetZonesRequest struct {
 
 func (x *GetZonesRequest) Reset() {
 	*x = GetZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4436,7 +4712,7 @@ func (x *GetZonesRequest) String() string {
 func (*GetZonesRequest) ProtoMessage() {}
 
 func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4449,7 +4725,7 @@ func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetZonesRequest.ProtoReflect.Descriptor instead.
 func (*GetZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 type GetZonesResponse struct {
@@ -4463,7 +4739,7 @@ type GetZonesResponse struct {
 
 func (x *GetZonesResponse) Reset() {
 	*x = GetZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4475,7 +4751,7 @@ func (x *GetZonesResponse) String() string {
 func (*GetZonesResponse) ProtoMessage() {}
 
 func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4488,7 +4764,7 @@ func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetZonesResponse.ProtoReflect.Descriptor instead.
 func (*GetZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetZonesResponse) GetYaml() string {
@@ -4517,7 +4793,7 @@ type ApplyZonesRequest struct {
 
 func (x *ApplyZonesRequest) Reset() {
 	*x = ApplyZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4529,7 +4805,7 @@ func (x *ApplyZonesRequest) String() string {
 func (*ApplyZonesRequest) ProtoMessage() {}
 
 func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4542,7 +4818,7 @@ func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyZonesRequest.ProtoReflect.Descriptor instead.
 func (*ApplyZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ApplyZonesRequest) GetYaml() string {
@@ -4579,7 +4855,7 @@ type ApplyZonesResponse struct {
 
 func (x *ApplyZonesResponse) Reset() {
 	*x = ApplyZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4591,7 +4867,7 @@ func (x *ApplyZonesResponse) String() string {
 func (*ApplyZonesResponse) ProtoMessage() {}
 
 func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4604,7 +4880,7 @@ func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyZonesResponse.ProtoReflect.Descriptor instead.
 func (*ApplyZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ApplyZonesResponse) GetDiff() []string {
@@ -4637,7 +4913,7 @@ type ExplainZonesRequest struct {
 
 func (x *ExplainZonesRequest) Reset() {
 	*x = ExplainZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4649,7 +4925,7 @@ func (x *ExplainZonesRequest) String() string {
 func (*ExplainZonesRequest) ProtoMessage() {}
 
 func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4662,7 +4938,7 @@ func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainZonesRequest.ProtoReflect.Descriptor instead.
 func (*ExplainZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExplainZonesRequest) GetShardId() uint64 {
@@ -4686,7 +4962,7 @@ type ExplainedReplica struct {
 
 func (x *ExplainedReplica) Reset() {
 	*x = ExplainedReplica{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4698,7 +4974,7 @@ func (x *ExplainedReplica) String() string {
 func (*ExplainedReplica) ProtoMessage() {}
 
 func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4711,7 +4987,7 @@ func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedReplica.ProtoReflect.Descriptor instead.
 func (*ExplainedReplica) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainedReplica) GetNodeId() uint64 {
@@ -4765,7 +5041,7 @@ type ExplainZonesResponse struct {
 
 func (x *ExplainZonesResponse) Reset() {
 	*x = ExplainZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4777,7 +5053,7 @@ func (x *ExplainZonesResponse) String() string {
 func (*ExplainZonesResponse) ProtoMessage() {}
 
 func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4790,7 +5066,7 @@ func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainZonesResponse.ProtoReflect.Descriptor instead.
 func (*ExplainZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExplainZonesResponse) GetRule() string {
@@ -4839,7 +5115,7 @@ type ShardLogRequest struct {
 
 func (x *ShardLogRequest) Reset() {
 	*x = ShardLogRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +5127,7 @@ func (x *ShardLogRequest) String() string {
 func (*ShardLogRequest) ProtoMessage() {}
 
 func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +5140,7 @@ func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardLogRequest.ProtoReflect.Descriptor instead.
 func (*ShardLogRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ShardLogRequest) GetShardId() uint64 {
@@ -4894,7 +5170,7 @@ type ShardEvent struct {
 
 func (x *ShardEvent) Reset() {
 	*x = ShardEvent{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4906,7 +5182,7 @@ func (x *ShardEvent) String() string {
 func (*ShardEvent) ProtoMessage() {}
 
 func (x *ShardEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4919,7 +5195,7 @@ func (x *ShardEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardEvent.ProtoReflect.Descriptor instead.
 func (*ShardEvent) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ShardEvent) GetUnixMs() uint64 {
@@ -4960,7 +5236,7 @@ type ShardLogResponse struct {
 
 func (x *ShardLogResponse) Reset() {
 	*x = ShardLogResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4972,7 +5248,7 @@ func (x *ShardLogResponse) String() string {
 func (*ShardLogResponse) ProtoMessage() {}
 
 func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4985,7 +5261,7 @@ func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardLogResponse.ProtoReflect.Descriptor instead.
 func (*ShardLogResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ShardLogResponse) GetEvents() []*ShardEvent {
@@ -5007,7 +5283,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +5295,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +5308,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TopRequest) GetShards() uint32 {
@@ -5061,7 +5337,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5073,7 +5349,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5086,7 +5362,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TopResponse) GetNodes() []*NodeInfo {
@@ -5128,7 +5404,7 @@ type HotKeysRequest struct {
 
 func (x *HotKeysRequest) Reset() {
 	*x = HotKeysRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5140,7 +5416,7 @@ func (x *HotKeysRequest) String() string {
 func (*HotKeysRequest) ProtoMessage() {}
 
 func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5153,7 +5429,7 @@ func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKeysRequest.ProtoReflect.Descriptor instead.
 func (*HotKeysRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *HotKeysRequest) GetShardId() uint64 {
@@ -5183,7 +5459,7 @@ type HotKey struct {
 
 func (x *HotKey) Reset() {
 	*x = HotKey{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5195,7 +5471,7 @@ func (x *HotKey) String() string {
 func (*HotKey) ProtoMessage() {}
 
 func (x *HotKey) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5208,7 +5484,7 @@ func (x *HotKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKey.ProtoReflect.Descriptor instead.
 func (*HotKey) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *HotKey) GetKey() []byte {
@@ -5243,7 +5519,7 @@ type HotKeysResponse struct {
 
 func (x *HotKeysResponse) Reset() {
 	*x = HotKeysResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5255,7 +5531,7 @@ func (x *HotKeysResponse) String() string {
 func (*HotKeysResponse) ProtoMessage() {}
 
 func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5268,7 +5544,7 @@ func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKeysResponse.ProtoReflect.Descriptor instead.
 func (*HotKeysResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *HotKeysResponse) GetKeys() []*HotKey {
@@ -5306,7 +5582,7 @@ type HotMapRequest struct {
 
 func (x *HotMapRequest) Reset() {
 	*x = HotMapRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5318,7 +5594,7 @@ func (x *HotMapRequest) String() string {
 func (*HotMapRequest) ProtoMessage() {}
 
 func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5331,7 +5607,7 @@ func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotMapRequest.ProtoReflect.Descriptor instead.
 func (*HotMapRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *HotMapRequest) GetBackMs() uint64 {
@@ -5377,7 +5653,7 @@ type HotMapResponse struct {
 
 func (x *HotMapResponse) Reset() {
 	*x = HotMapResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5665,7 @@ func (x *HotMapResponse) String() string {
 func (*HotMapResponse) ProtoMessage() {}
 
 func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5678,7 @@ func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotMapResponse.ProtoReflect.Descriptor instead.
 func (*HotMapResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *HotMapResponse) GetBounds() [][]byte {
@@ -5443,7 +5719,7 @@ type DecommissionNodeRequest struct {
 
 func (x *DecommissionNodeRequest) Reset() {
 	*x = DecommissionNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5455,7 +5731,7 @@ func (x *DecommissionNodeRequest) String() string {
 func (*DecommissionNodeRequest) ProtoMessage() {}
 
 func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5468,7 +5744,7 @@ func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecommissionNodeRequest.ProtoReflect.Descriptor instead.
 func (*DecommissionNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DecommissionNodeRequest) GetNodeId() uint64 {
@@ -5502,7 +5778,7 @@ type DecommissionNodeResponse struct {
 
 func (x *DecommissionNodeResponse) Reset() {
 	*x = DecommissionNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5514,7 +5790,7 @@ func (x *DecommissionNodeResponse) String() string {
 func (*DecommissionNodeResponse) ProtoMessage() {}
 
 func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5527,7 +5803,7 @@ func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecommissionNodeResponse.ProtoReflect.Descriptor instead.
 func (*DecommissionNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DecommissionNodeResponse) GetJob() *Job {
@@ -5581,7 +5857,7 @@ type RecommissionNodeRequest struct {
 
 func (x *RecommissionNodeRequest) Reset() {
 	*x = RecommissionNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5593,7 +5869,7 @@ func (x *RecommissionNodeRequest) String() string {
 func (*RecommissionNodeRequest) ProtoMessage() {}
 
 func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5606,7 +5882,7 @@ func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommissionNodeRequest.ProtoReflect.Descriptor instead.
 func (*RecommissionNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RecommissionNodeRequest) GetNodeId() uint64 {
@@ -5624,7 +5900,7 @@ type RecommissionNodeResponse struct {
 
 func (x *RecommissionNodeResponse) Reset() {
 	*x = RecommissionNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5636,7 +5912,7 @@ func (x *RecommissionNodeResponse) String() string {
 func (*RecommissionNodeResponse) ProtoMessage() {}
 
 func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5649,7 +5925,7 @@ func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommissionNodeResponse.ProtoReflect.Descriptor instead.
 func (*RecommissionNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 type RemoveNodeRequest struct {
@@ -5663,7 +5939,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5675,7 +5951,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5688,7 +5964,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() uint64 {
@@ -5715,7 +5991,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	mi := &file_shardd_v1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5727,7 +6003,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	mi := &file_shardd_v1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5740,7 +6016,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RemoveNodeResponse) GetShards() uint32 {
@@ -5764,7 +6040,7 @@ type RecoverQuorumRequest struct {
 
 func (x *RecoverQuorumRequest) Reset() {
 	*x = RecoverQuorumRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	mi := &file_shardd_v1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5776,7 +6052,7 @@ func (x *RecoverQuorumRequest) String() string {
 func (*RecoverQuorumRequest) ProtoMessage() {}
 
 func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	mi := &file_shardd_v1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5789,7 +6065,7 @@ func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverQuorumRequest.ProtoReflect.Descriptor instead.
 func (*RecoverQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RecoverQuorumRequest) GetAction() string {
@@ -5836,7 +6112,7 @@ type RecoverShard struct {
 
 func (x *RecoverShard) Reset() {
 	*x = RecoverShard{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	mi := &file_shardd_v1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5848,7 +6124,7 @@ func (x *RecoverShard) String() string {
 func (*RecoverShard) ProtoMessage() {}
 
 func (x *RecoverShard) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	mi := &file_shardd_v1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5861,7 +6137,7 @@ func (x *RecoverShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverShard.ProtoReflect.Descriptor instead.
 func (*RecoverShard) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RecoverShard) GetShardId() uint64 {
@@ -5955,7 +6231,7 @@ type RecoverQuorumResponse struct {
 
 func (x *RecoverQuorumResponse) Reset() {
 	*x = RecoverQuorumResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	mi := &file_shardd_v1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5967,7 +6243,7 @@ func (x *RecoverQuorumResponse) String() string {
 func (*RecoverQuorumResponse) ProtoMessage() {}
 
 func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	mi := &file_shardd_v1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5980,7 +6256,7 @@ func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverQuorumResponse.ProtoReflect.Descriptor instead.
 func (*RecoverQuorumResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RecoverQuorumResponse) GetPlanToken() string {
@@ -6297,7 +6573,29 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"elapsed_ms\x18\n" +
 	" \x01(\x04R\telapsedMs\x12\x1a\n" +
-	"\bpriority\x18\v \x01(\tR\bpriority\"\x88\x01\n" +
+	"\bpriority\x18\v \x01(\tR\bpriority\"\x11\n" +
+	"\x0fLivenessRequest\"\xb6\x01\n" +
+	"\x10LivenessResponse\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1d\n" +
+	"\n" +
+	"support_ms\x18\x03 \x01(\x04R\tsupportMs\x12\x19\n" +
+	"\bquiet_ms\x18\x04 \x01(\x04R\aquietMs\x12-\n" +
+	"\x05peers\x18\x05 \x03(\v2\x17.shardd.v1.PeerLivenessR\x05peers\"\x9b\x02\n" +
+	"\fPeerLiveness\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12%\n" +
+	"\fheard_ms_ago\x18\x03 \x01(\x04H\x00R\n" +
+	"heardMsAgo\x88\x01\x01\x12#\n" +
+	"\rshares_shards\x18\x04 \x01(\bR\fsharesShards\x12(\n" +
+	"\x05gives\x18\x05 \x01(\v2\x12.shardd.v1.SupportR\x05gives\x12$\n" +
+	"\x03has\x18\x06 \x01(\v2\x12.shardd.v1.SupportR\x03has\x12#\n" +
+	"\rpending_hints\x18\a \x01(\x04R\fpendingHintsB\x0f\n" +
+	"\r_heard_ms_ago\"Z\n" +
+	"\aSupport\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x17\n" +
+	"\aleft_ms\x18\x03 \x01(\x04R\x06leftMs\"\x88\x01\n" +
 	"\n" +
 	"WhyRequest\x12\x1b\n" +
 	"\bshard_id\x18\x01 \x01(\x04H\x00R\ashardId\x12\x19\n" +
@@ -6522,7 +6820,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x02 \x03(\v2\x17.shardd.v1.RecoverShardR\x06shards\x12\x14\n" +
 	"\x05stage\x18\x03 \x01(\tR\x05stage\x12\x1a\n" +
 	"\bproblems\x18\x04 \x03(\tR\bproblems\x12!\n" +
-	"\ffailed_nodes\x18\x05 \x03(\x04R\vfailedNodes2\xba\x11\n" +
+	"\ffailed_nodes\x18\x05 \x03(\x04R\vfailedNodes2\xff\x11\n" +
 	"\fAdminService\x127\n" +
 	"\x04Init\x12\x16.shardd.v1.InitRequest\x1a\x17.shardd.v1.InitResponse\x12I\n" +
 	"\n" +
@@ -6540,7 +6838,8 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\tCancelJob\x12\x1b.shardd.v1.CancelJobRequest\x1a\x1c.shardd.v1.CancelJobResponse\x12@\n" +
 	"\aUndrain\x12\x19.shardd.v1.UndrainRequest\x1a\x1a.shardd.v1.UndrainResponse\x12^\n" +
 	"\x11SetSnapshotLimits\x12#.shardd.v1.SetSnapshotLimitsRequest\x1a$.shardd.v1.SetSnapshotLimitsResponse\x12R\n" +
-	"\rListSnapshots\x12\x1f.shardd.v1.ListSnapshotsRequest\x1a .shardd.v1.ListSnapshotsResponse\x124\n" +
+	"\rListSnapshots\x12\x1f.shardd.v1.ListSnapshotsRequest\x1a .shardd.v1.ListSnapshotsResponse\x12C\n" +
+	"\bLiveness\x12\x1a.shardd.v1.LivenessRequest\x1a\x1b.shardd.v1.LivenessResponse\x124\n" +
 	"\x03Why\x12\x15.shardd.v1.WhyRequest\x1a\x16.shardd.v1.WhyResponse\x12R\n" +
 	"\rBalanceStatus\x12\x1f.shardd.v1.BalanceStatusRequest\x1a .shardd.v1.BalanceStatusResponse\x12I\n" +
 	"\n" +
@@ -6574,7 +6873,7 @@ func file_shardd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_admin_proto_rawDescData
 }
 
-var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
+var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
 var file_shardd_v1_admin_proto_goTypes = []any{
 	(*InitRequest)(nil),               // 0: shardd.v1.InitRequest
 	(*InitResponse)(nil),              // 1: shardd.v1.InitResponse
@@ -6620,56 +6919,60 @@ var file_shardd_v1_admin_proto_goTypes = []any{
 	(*ListSnapshotsRequest)(nil),      // 41: shardd.v1.ListSnapshotsRequest
 	(*ListSnapshotsResponse)(nil),     // 42: shardd.v1.ListSnapshotsResponse
 	(*SnapshotProgress)(nil),          // 43: shardd.v1.SnapshotProgress
-	(*WhyRequest)(nil),                // 44: shardd.v1.WhyRequest
-	(*Decision)(nil),                  // 45: shardd.v1.Decision
-	(*Candidate)(nil),                 // 46: shardd.v1.Candidate
-	(*WhyResponse)(nil),               // 47: shardd.v1.WhyResponse
-	(*BalanceStatusRequest)(nil),      // 48: shardd.v1.BalanceStatusRequest
-	(*Operator)(nil),                  // 49: shardd.v1.Operator
-	(*BalanceStatusResponse)(nil),     // 50: shardd.v1.BalanceStatusResponse
-	(*Count)(nil),                     // 51: shardd.v1.Count
-	(*BalanceLimits)(nil),             // 52: shardd.v1.BalanceLimits
-	(*SetBalanceRequest)(nil),         // 53: shardd.v1.SetBalanceRequest
-	(*SetBalanceResponse)(nil),        // 54: shardd.v1.SetBalanceResponse
-	(*SimulateRequest)(nil),           // 55: shardd.v1.SimulateRequest
-	(*SimulatedMove)(nil),             // 56: shardd.v1.SimulatedMove
-	(*SimulatedNode)(nil),             // 57: shardd.v1.SimulatedNode
-	(*SimulateResponse)(nil),          // 58: shardd.v1.SimulateResponse
-	(*GetZonesRequest)(nil),           // 59: shardd.v1.GetZonesRequest
-	(*GetZonesResponse)(nil),          // 60: shardd.v1.GetZonesResponse
-	(*ApplyZonesRequest)(nil),         // 61: shardd.v1.ApplyZonesRequest
-	(*ApplyZonesResponse)(nil),        // 62: shardd.v1.ApplyZonesResponse
-	(*ExplainZonesRequest)(nil),       // 63: shardd.v1.ExplainZonesRequest
-	(*ExplainedReplica)(nil),          // 64: shardd.v1.ExplainedReplica
-	(*ExplainZonesResponse)(nil),      // 65: shardd.v1.ExplainZonesResponse
-	(*ShardLogRequest)(nil),           // 66: shardd.v1.ShardLogRequest
-	(*ShardEvent)(nil),                // 67: shardd.v1.ShardEvent
-	(*ShardLogResponse)(nil),          // 68: shardd.v1.ShardLogResponse
-	(*TopRequest)(nil),                // 69: shardd.v1.TopRequest
-	(*TopResponse)(nil),               // 70: shardd.v1.TopResponse
-	(*HotKeysRequest)(nil),            // 71: shardd.v1.HotKeysRequest
-	(*HotKey)(nil),                    // 72: shardd.v1.HotKey
-	(*HotKeysResponse)(nil),           // 73: shardd.v1.HotKeysResponse
-	(*HotMapRequest)(nil),             // 74: shardd.v1.HotMapRequest
-	(*HotMapResponse)(nil),            // 75: shardd.v1.HotMapResponse
-	(*DecommissionNodeRequest)(nil),   // 76: shardd.v1.DecommissionNodeRequest
-	(*DecommissionNodeResponse)(nil),  // 77: shardd.v1.DecommissionNodeResponse
-	(*RecommissionNodeRequest)(nil),   // 78: shardd.v1.RecommissionNodeRequest
-	(*RecommissionNodeResponse)(nil),  // 79: shardd.v1.RecommissionNodeResponse
-	(*RemoveNodeRequest)(nil),         // 80: shardd.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 81: shardd.v1.RemoveNodeResponse
-	(*RecoverQuorumRequest)(nil),      // 82: shardd.v1.RecoverQuorumRequest
-	(*RecoverShard)(nil),              // 83: shardd.v1.RecoverShard
-	(*RecoverQuorumResponse)(nil),     // 84: shardd.v1.RecoverQuorumResponse
-	nil,                               // 85: shardd.v1.NodeStatusResponse.LabelsEntry
-	nil,                               // 86: shardd.v1.NodeInfo.LabelsEntry
-	nil,                               // 87: shardd.v1.LookupResponse.AddressesEntry
+	(*LivenessRequest)(nil),           // 44: shardd.v1.LivenessRequest
+	(*LivenessResponse)(nil),          // 45: shardd.v1.LivenessResponse
+	(*PeerLiveness)(nil),              // 46: shardd.v1.PeerLiveness
+	(*Support)(nil),                   // 47: shardd.v1.Support
+	(*WhyRequest)(nil),                // 48: shardd.v1.WhyRequest
+	(*Decision)(nil),                  // 49: shardd.v1.Decision
+	(*Candidate)(nil),                 // 50: shardd.v1.Candidate
+	(*WhyResponse)(nil),               // 51: shardd.v1.WhyResponse
+	(*BalanceStatusRequest)(nil),      // 52: shardd.v1.BalanceStatusRequest
+	(*Operator)(nil),                  // 53: shardd.v1.Operator
+	(*BalanceStatusResponse)(nil),     // 54: shardd.v1.BalanceStatusResponse
+	(*Count)(nil),                     // 55: shardd.v1.Count
+	(*BalanceLimits)(nil),             // 56: shardd.v1.BalanceLimits
+	(*SetBalanceRequest)(nil),         // 57: shardd.v1.SetBalanceRequest
+	(*SetBalanceResponse)(nil),        // 58: shardd.v1.SetBalanceResponse
+	(*SimulateRequest)(nil),           // 59: shardd.v1.SimulateRequest
+	(*SimulatedMove)(nil),             // 60: shardd.v1.SimulatedMove
+	(*SimulatedNode)(nil),             // 61: shardd.v1.SimulatedNode
+	(*SimulateResponse)(nil),          // 62: shardd.v1.SimulateResponse
+	(*GetZonesRequest)(nil),           // 63: shardd.v1.GetZonesRequest
+	(*GetZonesResponse)(nil),          // 64: shardd.v1.GetZonesResponse
+	(*ApplyZonesRequest)(nil),         // 65: shardd.v1.ApplyZonesRequest
+	(*ApplyZonesResponse)(nil),        // 66: shardd.v1.ApplyZonesResponse
+	(*ExplainZonesRequest)(nil),       // 67: shardd.v1.ExplainZonesRequest
+	(*ExplainedReplica)(nil),          // 68: shardd.v1.ExplainedReplica
+	(*ExplainZonesResponse)(nil),      // 69: shardd.v1.ExplainZonesResponse
+	(*ShardLogRequest)(nil),           // 70: shardd.v1.ShardLogRequest
+	(*ShardEvent)(nil),                // 71: shardd.v1.ShardEvent
+	(*ShardLogResponse)(nil),          // 72: shardd.v1.ShardLogResponse
+	(*TopRequest)(nil),                // 73: shardd.v1.TopRequest
+	(*TopResponse)(nil),               // 74: shardd.v1.TopResponse
+	(*HotKeysRequest)(nil),            // 75: shardd.v1.HotKeysRequest
+	(*HotKey)(nil),                    // 76: shardd.v1.HotKey
+	(*HotKeysResponse)(nil),           // 77: shardd.v1.HotKeysResponse
+	(*HotMapRequest)(nil),             // 78: shardd.v1.HotMapRequest
+	(*HotMapResponse)(nil),            // 79: shardd.v1.HotMapResponse
+	(*DecommissionNodeRequest)(nil),   // 80: shardd.v1.DecommissionNodeRequest
+	(*DecommissionNodeResponse)(nil),  // 81: shardd.v1.DecommissionNodeResponse
+	(*RecommissionNodeRequest)(nil),   // 82: shardd.v1.RecommissionNodeRequest
+	(*RecommissionNodeResponse)(nil),  // 83: shardd.v1.RecommissionNodeResponse
+	(*RemoveNodeRequest)(nil),         // 84: shardd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 85: shardd.v1.RemoveNodeResponse
+	(*RecoverQuorumRequest)(nil),      // 86: shardd.v1.RecoverQuorumRequest
+	(*RecoverShard)(nil),              // 87: shardd.v1.RecoverShard
+	(*RecoverQuorumResponse)(nil),     // 88: shardd.v1.RecoverQuorumResponse
+	nil,                               // 89: shardd.v1.NodeStatusResponse.LabelsEntry
+	nil,                               // 90: shardd.v1.NodeInfo.LabelsEntry
+	nil,                               // 91: shardd.v1.LookupResponse.AddressesEntry
 }
 var file_shardd_v1_admin_proto_depIdxs = []int32{
-	85, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
+	89, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
 	8,  // 1: shardd.v1.ClusterStatusResponse.nodes:type_name -> shardd.v1.NodeInfo
 	8,  // 2: shardd.v1.ListNodesResponse.nodes:type_name -> shardd.v1.NodeInfo
-	86, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
+	90, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
 	9,  // 4: shardd.v1.NodeInfo.load:type_name -> shardd.v1.Load
 	13, // 5: shardd.v1.ListShardsResponse.shards:type_name -> shardd.v1.ShardInfo
 	12, // 6: shardd.v1.ShardInfo.replicas:type_name -> shardd.v1.ReplicaInfo
@@ -6679,7 +6982,7 @@ var file_shardd_v1_admin_proto_depIdxs = []int32{
 	17, // 10: shardd.v1.ReplicaStatus.progress:type_name -> shardd.v1.FollowerProgress
 	21, // 11: shardd.v1.HealthResponse.checks:type_name -> shardd.v1.HealthCheck
 	25, // 12: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
-	87, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
+	91, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
 	26, // 14: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
 	27, // 15: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
 	26, // 16: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
@@ -6688,93 +6991,98 @@ var file_shardd_v1_admin_proto_depIdxs = []int32{
 	28, // 19: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
 	28, // 20: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
 	43, // 21: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
-	46, // 22: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
-	45, // 23: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
-	45, // 24: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
-	49, // 25: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
-	49, // 26: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
-	52, // 27: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
-	51, // 28: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
-	52, // 29: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
-	52, // 30: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
-	56, // 31: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
-	57, // 32: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
-	64, // 33: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
-	46, // 34: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
-	67, // 35: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
-	8,  // 36: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
-	13, // 37: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
-	9,  // 38: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
-	72, // 39: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
-	28, // 40: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
-	83, // 41: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
-	0,  // 42: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
-	2,  // 43: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
-	4,  // 44: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
-	6,  // 45: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
-	10, // 46: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
-	14, // 47: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
-	18, // 48: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
-	20, // 49: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
-	29, // 50: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
-	31, // 51: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
-	33, // 52: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
-	35, // 53: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
-	37, // 54: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
-	39, // 55: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
-	41, // 56: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
-	44, // 57: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
-	48, // 58: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
-	53, // 59: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
-	55, // 60: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
-	59, // 61: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
-	61, // 62: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
-	63, // 63: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
-	66, // 64: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
-	69, // 65: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
-	71, // 66: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
-	74, // 67: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
-	76, // 68: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
-	78, // 69: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
-	80, // 70: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
-	82, // 71: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
-	23, // 72: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
-	1,  // 73: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
-	3,  // 74: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
-	5,  // 75: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
-	7,  // 76: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
-	11, // 77: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
-	15, // 78: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
-	19, // 79: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
-	22, // 80: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
-	30, // 81: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
-	32, // 82: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
-	34, // 83: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
-	36, // 84: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
-	38, // 85: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
-	40, // 86: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
-	42, // 87: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
-	47, // 88: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
-	50, // 89: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
-	54, // 90: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
-	58, // 91: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
-	60, // 92: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
-	62, // 93: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
-	65, // 94: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
-	68, // 95: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
-	70, // 96: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
-	73, // 97: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
-	75, // 98: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
-	77, // 99: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
-	79, // 100: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
-	81, // 101: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
-	84, // 102: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
-	24, // 103: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
-	73, // [73:104] is the sub-list for method output_type
-	42, // [42:73] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	46, // 22: shardd.v1.LivenessResponse.peers:type_name -> shardd.v1.PeerLiveness
+	47, // 23: shardd.v1.PeerLiveness.gives:type_name -> shardd.v1.Support
+	47, // 24: shardd.v1.PeerLiveness.has:type_name -> shardd.v1.Support
+	50, // 25: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
+	49, // 26: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
+	49, // 27: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
+	53, // 28: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
+	53, // 29: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
+	56, // 30: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
+	55, // 31: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
+	56, // 32: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
+	56, // 33: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
+	60, // 34: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
+	61, // 35: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
+	68, // 36: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
+	50, // 37: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
+	71, // 38: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
+	8,  // 39: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
+	13, // 40: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
+	9,  // 41: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
+	76, // 42: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
+	28, // 43: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
+	87, // 44: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
+	0,  // 45: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
+	2,  // 46: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
+	4,  // 47: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
+	6,  // 48: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
+	10, // 49: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
+	14, // 50: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
+	18, // 51: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
+	20, // 52: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
+	29, // 53: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
+	31, // 54: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
+	33, // 55: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
+	35, // 56: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
+	37, // 57: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
+	39, // 58: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
+	41, // 59: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
+	44, // 60: shardd.v1.AdminService.Liveness:input_type -> shardd.v1.LivenessRequest
+	48, // 61: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
+	52, // 62: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
+	57, // 63: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
+	59, // 64: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
+	63, // 65: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
+	65, // 66: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
+	67, // 67: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
+	70, // 68: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
+	73, // 69: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
+	75, // 70: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
+	78, // 71: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
+	80, // 72: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
+	82, // 73: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
+	84, // 74: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
+	86, // 75: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
+	23, // 76: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
+	1,  // 77: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
+	3,  // 78: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
+	5,  // 79: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
+	7,  // 80: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
+	11, // 81: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
+	15, // 82: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
+	19, // 83: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
+	22, // 84: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
+	30, // 85: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
+	32, // 86: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
+	34, // 87: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
+	36, // 88: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
+	38, // 89: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
+	40, // 90: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
+	42, // 91: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
+	45, // 92: shardd.v1.AdminService.Liveness:output_type -> shardd.v1.LivenessResponse
+	51, // 93: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
+	54, // 94: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
+	58, // 95: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
+	62, // 96: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
+	64, // 97: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
+	66, // 98: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
+	69, // 99: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
+	72, // 100: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
+	74, // 101: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
+	77, // 102: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
+	79, // 103: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
+	81, // 104: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
+	83, // 105: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
+	85, // 106: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
+	88, // 107: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
+	24, // 108: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
+	77, // [77:109] is the sub-list for method output_type
+	45, // [45:77] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_admin_proto_init() }
@@ -6782,7 +7090,8 @@ func file_shardd_v1_admin_proto_init() {
 	if File_shardd_v1_admin_proto != nil {
 		return
 	}
-	file_shardd_v1_admin_proto_msgTypes[44].OneofWrappers = []any{
+	file_shardd_v1_admin_proto_msgTypes[46].OneofWrappers = []any{}
+	file_shardd_v1_admin_proto_msgTypes[48].OneofWrappers = []any{
 		(*WhyRequest_ShardId)(nil),
 		(*WhyRequest_NodeId)(nil),
 		(*WhyRequest_OperatorId)(nil),
@@ -6793,7 +7102,7 @@ func file_shardd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_admin_proto_rawDesc), len(file_shardd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   88,
+			NumMessages:   92,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

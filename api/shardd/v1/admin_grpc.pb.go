@@ -34,6 +34,7 @@ const (
 	AdminService_Undrain_FullMethodName           = "/shardd.v1.AdminService/Undrain"
 	AdminService_SetSnapshotLimits_FullMethodName = "/shardd.v1.AdminService/SetSnapshotLimits"
 	AdminService_ListSnapshots_FullMethodName     = "/shardd.v1.AdminService/ListSnapshots"
+	AdminService_Liveness_FullMethodName          = "/shardd.v1.AdminService/Liveness"
 	AdminService_Why_FullMethodName               = "/shardd.v1.AdminService/Why"
 	AdminService_BalanceStatus_FullMethodName     = "/shardd.v1.AdminService/BalanceStatus"
 	AdminService_SetBalance_FullMethodName        = "/shardd.v1.AdminService/SetBalance"
@@ -88,6 +89,8 @@ type AdminServiceClient interface {
 	SetSnapshotLimits(ctx context.Context, in *SetSnapshotLimitsRequest, opts ...grpc.CallOption) (*SetSnapshotLimitsResponse, error)
 	// ListSnapshots returns the snapshot streams of the node that answers.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// Liveness returns what the node that answers and the others promise each other at this moment.
+	Liveness(ctx context.Context, in *LivenessRequest, opts ...grpc.CallOption) (*LivenessResponse, error)
 	// Why returns the decisions of the placement driver about a shard, a node or an operator.
 	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
 	// BalanceStatus says what the placement driver does and what it waits for.
@@ -272,6 +275,16 @@ func (c *adminServiceClient) ListSnapshots(ctx context.Context, in *ListSnapshot
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListSnapshotsResponse)
 	err := c.cc.Invoke(ctx, AdminService_ListSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Liveness(ctx context.Context, in *LivenessRequest, opts ...grpc.CallOption) (*LivenessResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LivenessResponse)
+	err := c.cc.Invoke(ctx, AdminService_Liveness_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -465,6 +478,8 @@ type AdminServiceServer interface {
 	SetSnapshotLimits(context.Context, *SetSnapshotLimitsRequest) (*SetSnapshotLimitsResponse, error)
 	// ListSnapshots returns the snapshot streams of the node that answers.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// Liveness returns what the node that answers and the others promise each other at this moment.
+	Liveness(context.Context, *LivenessRequest) (*LivenessResponse, error)
 	// Why returns the decisions of the placement driver about a shard, a node or an operator.
 	Why(context.Context, *WhyRequest) (*WhyResponse, error)
 	// BalanceStatus says what the placement driver does and what it waits for.
@@ -549,6 +564,9 @@ func (UnimplementedAdminServiceServer) SetSnapshotLimits(context.Context, *SetSn
 }
 func (UnimplementedAdminServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedAdminServiceServer) Liveness(context.Context, *LivenessRequest) (*LivenessResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Liveness not implemented")
 }
 func (UnimplementedAdminServiceServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
@@ -882,6 +900,24 @@ func _AdminService_ListSnapshots_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).ListSnapshots(ctx, req.(*ListSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Liveness_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LivenessRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Liveness(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Liveness_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Liveness(ctx, req.(*LivenessRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1222,6 +1258,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSnapshots",
 			Handler:    _AdminService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "Liveness",
+			Handler:    _AdminService_Liveness_Handler,
 		},
 		{
 			MethodName: "Why",
