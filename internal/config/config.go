@@ -127,10 +127,10 @@ func Table(c *Config) []*Setting {
 		{Name: "lease-support", Value: durationVar(&c.LeaseSupport, 800*time.Millisecond), Doc: "For how long a node promises " +
 			"another one not to elect new leaders in place of those there; renewed eight times as often. Shorter: shards of " +
 			"a dead node move on sooner, and a pause of a live one costs it its leases sooner. A started node stays out of " +
-			"elections for as long as it has ever promised. The same on all nodes; where it differs, the lower one of two " +
+			"elections for as long as it promised before. The same on all nodes; where it differs, the lower one of two " +
 			"nodes holds between them."},
 		{Name: "clock-margin", Value: floatVar(&c.ClockMargin, 0.05, 0.001, 0.5), Doc: "Largest relative error between the " +
-			"rates of two nodes' clocks; a leader takes that much off the support it counts on. Reads are stale if clocks are " +
+			"rates of two nodes' clocks; a leader takes that much off the support it counts on. Reads may be stale if clocks are " +
 			"worse: quartz and virtual machines stay within 0.001. The same on all nodes; where it differs, the greater one of " +
 			"two nodes holds between them."},
 
