@@ -26,6 +26,7 @@ type options struct {
 	logger     *slog.Logger
 	registerer prometheus.Registerer
 	dial       []grpc.DialOption
+	labels     map[string]string
 }
 
 // WithTimeout bounds operations whose context has no deadline. Default 10 s.
@@ -41,6 +42,11 @@ func WithRegisterer(r prometheus.Registerer) Option { return func(o *options) { 
 func WithDialOptions(opts ...grpc.DialOption) Option {
 	return func(o *options) { o.dial = append(o.dial, opts...) }
 }
+
+// WithLabels says where the client is, in the words of the nodes' own labels (shardd --labels), for example zone, rack
+// and host. Reads with AtFollower or Stale go to a replica whose node shares the most of them. Default: none, and all
+// nodes are alike.
+func WithLabels(labels map[string]string) Option { return func(o *options) { o.labels = labels } }
 
 // DB is a connection to a cluster, safe for any number of goroutines.
 type DB struct {
@@ -61,7 +67,7 @@ func Open(ctx context.Context, endpoints []string, opts ...Option) (*DB, error) 
 	if len(endpoints) == 0 {
 		return nil, fmt.Errorf("open: no endpoints, give at least one host:port: %w", ErrInvalid)
 	}
-	ns, err := newNodes(endpoints, o.dial)
+	ns, err := newNodes(endpoints, o.dial, o.labels)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
@@ -71,6 +77,7 @@ func Open(ctx context.Context, endpoints []string, opts ...Option) (*DB, error) 
 	})
 	db.router = router.New(router.Config{
 		Directory: ns, Sender: db.mux, OpTimeout: o.timeout, Logger: o.logger, Registerer: o.registerer,
+		Near: ns.nearness,
 	})
 	if _, err := db.router.Shards(ctx, base.UserStart(), []byte{base.SpaceUser, 0}); err != nil {
 		_ = db.Close() // the failure to open is the one worth reporting

@@ -16,6 +16,7 @@ import (
 // cluster is a few real nodes in this process, on stores in memory.
 type cluster struct {
 	endpoints []string
+	nodes     []*node.Node
 	stops     []func() error // one per node; may be called again
 }
 
@@ -26,6 +27,7 @@ func startCluster(ctx context.Context, count int, splits ...string) (*cluster, e
 		n, err := node.New(node.Config{
 			DataDir: fmt.Sprintf("node%d", i+1), FS: engine.NewMemFS(), Listen: "127.0.0.1:0",
 			Logger: slog.New(slog.DiscardHandler), StopTimeout: 2 * time.Second,
+			Labels: map[string]string{"zone": string(rune('a' + i)), "kind": "test"},
 			Settings: node.Settings{
 				Tick: 20 * time.Millisecond, ReportInterval: 100 * time.Millisecond,
 				CacheBytes: 8 << 20, MemTableBytes: 8 << 20, EntryCacheBytes: 8 << 20,
@@ -38,7 +40,7 @@ func startCluster(ctx context.Context, count int, splits ...string) (*cluster, e
 		run, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- n.Run(run) }()
-		c.endpoints = append(c.endpoints, n.Addr())
+		c.endpoints, c.nodes = append(c.endpoints, n.Addr()), append(c.nodes, n)
 		c.stops = append(c.stops, sync.OnceValue(func() error {
 			cancel()
 			return <-done

@@ -7,7 +7,7 @@
 //
 // A Range works on the keys within its bounds and refuses every other key before any I/O. Single-key operations and
 // Batch are atomic and linearizable; Scan and MultiGet are linearizable row by row, not one snapshot; DeleteAll is
-// atomic shard by shard.
+// atomic shard by shard. The options AtFollower and Stale let any replica serve a read, the nearest one first.
 //
 // Errors are *OpError and match one of the sentinels of this package with errors.Is. ErrAmbiguous is the only one after
 // which a write may have happened; every other error of a write is definite. The client itself repeats whatever is safe

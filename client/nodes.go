@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,9 +22,11 @@ import (
 // nodes is the dialer: the address book and one connection per address. It is the router's Directory, answered by
 // whichever node can, and opens the Mux's streams.
 type nodes struct {
-	seeds []string
-	dial  []grpc.DialOption
-	mu    struct {
+	seeds  []string
+	dial   []grpc.DialOption
+	labels map[string]string                    // the client's own
+	near   atomic.Pointer[map[base.StoreID]int] // how many labels nodes share with the client; never changed
+	mu     struct {
 		sync.Mutex
 		closed bool
 		conns  map[string]*grpc.ClientConn
@@ -34,8 +38,10 @@ type nodes struct {
 // lookupTry bounds one node's time to answer a look-up while others are left to ask.
 const lookupTry = time.Second
 
-func newNodes(seeds []string, dial []grpc.DialOption) (*nodes, error) {
-	n := &nodes{seeds: slices.Clone(seeds), dial: append(transport.DialOptions(), dial...)}
+func newNodes(seeds []string, dial []grpc.DialOption, labels map[string]string) (*nodes, error) {
+	n := &nodes{
+		seeds: slices.Clone(seeds), dial: append(transport.DialOptions(), dial...), labels: maps.Clone(labels),
+	}
 	n.mu.conns = make(map[string]*grpc.ClientConn)
 	n.mu.addrs = make(map[base.StoreID]string)
 	for _, s := range seeds {
@@ -149,6 +155,7 @@ func (n *nodes) ask(ctx context.Context, addr string, key []byte, reverse bool) 
 		return nil, fmt.Errorf("the node knows no shard for %q", shorten(key))
 	}
 	n.learn(addr, resp.GetAddresses())
+	n.learnLabels(resp.GetLabels())
 	return routes, nil
 }
 
@@ -174,6 +181,37 @@ func (n *nodes) learn(from string, addrs map[uint64]string) {
 			_ = cc.Close() // fails only if closed already
 		}
 	}
+}
+
+// learnLabels counts which labels nodes share with the client. What an answer does not tell stays.
+func (n *nodes) learnLabels(labels map[uint64]*sharddv1.NodeLabels) {
+	if len(n.labels) == 0 || len(labels) == 0 {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	near := make(map[base.StoreID]int, len(labels))
+	if old := n.near.Load(); old != nil {
+		maps.Copy(near, *old)
+	}
+	for id, l := range labels {
+		same := 0
+		for k, v := range l.GetLabels() {
+			if own, ok := n.labels[k]; ok && own == v {
+				same++
+			}
+		}
+		near[base.StoreID(id)] = same
+	}
+	n.near.Store(&near)
+}
+
+// nearness is the router's Config.Near.
+func (n *nodes) nearness(id base.StoreID) int {
+	if near := n.near.Load(); near != nil {
+		return (*near)[id]
+	}
+	return 0
 }
 
 func (n *nodes) close() error {

@@ -30,51 +30,6 @@ type Range struct {
 // Bounds returns the bounds; a nil hi is the end of the key space.
 func (r *Range) Bounds() (lo, hi []byte) { return r.lo, r.hi }
 
-// Get returns the value of a key, or ErrNotFound.
-func (r *Range) Get(ctx context.Context, key []byte) (Value, error) {
-	const op = "get"
-	if err := r.check(op, key, nil); err != nil {
-		return Value{}, err
-	}
-	a, trace, err := r.db.do(ctx, wire.Op{Code: wire.OpGet, Key: base.UserKey(key)})
-	switch {
-	case err != nil:
-		return Value{}, opError(op, key, err)
-	case a.Code == wire.NotFound:
-		return Value{}, resultError(op, key, trace, ErrNotFound)
-	}
-	return Value{Bytes: a.Payload, Version: a.Arg}, nil
-}
-
-// MultiGet returns the values of keys in the order asked for; an absent key has a Value that does not Exist. All keys
-// are read at the same time; each is linearizable, all together are not one snapshot. If some keys could not be read,
-// the error is that of the first of them, and the other values are set.
-func (r *Range) MultiGet(ctx context.Context, keys ...[]byte) ([]Value, error) {
-	const op = "multi-get"
-	ops := make([]wire.Op, len(keys))
-	for i, k := range keys {
-		if err := r.check(op, k, nil); err != nil {
-			return nil, err
-		}
-		ops[i] = wire.Op{Code: wire.OpGet, Key: base.UserKey(k)}
-	}
-	if r.db.closed.Load() {
-		return nil, opError(op, nil, ErrClosed)
-	}
-	answers, errs := r.db.router.DoMany(ctx, ops)
-	values := make([]Value, len(keys))
-	var first error
-	for i := range answers {
-		switch {
-		case errs[i] != nil && first == nil:
-			first = opError(op, keys[i], errs[i])
-		case errs[i] == nil && answers[i].Code == wire.OK:
-			values[i] = Value{Bytes: answers[i].Payload, Version: answers[i].Arg}
-		}
-	}
-	return values, first
-}
-
 // Put stores a value and returns its version.
 func (r *Range) Put(ctx context.Context, key, value []byte) (version uint64, err error) {
 	return r.write(ctx, "put", key, wire.Op{Code: wire.OpPut, Value: value})

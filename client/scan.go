@@ -17,24 +17,39 @@ type Row struct {
 	Version uint64
 }
 
-// ScanOption changes what a Scan returns.
-type ScanOption func(*router.ScanOptions)
+// ScanOption changes what a Scan returns, or how it reads; every ReadOption is one too.
+type ScanOption interface{ scan(*router.ScanOptions) }
+
+type scanOption func(*router.ScanOptions)
+
+func (f scanOption) scan(o *router.ScanOptions) { f(o) }
 
 // Limit ends the scan after n rows; 0 means no limit.
-func Limit(n int) ScanOption { return func(o *router.ScanOptions) { o.Limit = n } }
+func Limit(n int) ScanOption { return scanOption(func(o *router.ScanOptions) { o.Limit = n }) }
 
 // Reverse scans from the highest key down.
-func Reverse() ScanOption { return func(o *router.ScanOptions) { o.Reverse = true } }
+func Reverse() ScanOption { return scanOption(func(o *router.ScanOptions) { o.Reverse = true }) }
 
 // KeysOnly leaves the values out.
-func KeysOnly() ScanOption { return func(o *router.ScanOptions) { o.KeysOnly = true } }
+func KeysOnly() ScanOption { return scanOption(func(o *router.ScanOptions) { o.KeysOnly = true }) }
 
 // Prefetch fetches the next page while the caller works on this one.
-func Prefetch() ScanOption { return func(o *router.ScanOptions) { o.Prefetch = true } }
+func Prefetch() ScanOption { return scanOption(func(o *router.ScanOptions) { o.Prefetch = true }) }
 
-// Scan iterates over the rows of the Range in key order. It fetches byte-bounded pages as the caller goes along: each
-// page is linearizable, all together are not one snapshot. Rows of one page share memory: clone what is kept for long.
-// After an error the iteration ends.
+// Parallel reads up to n shards at the same time, ahead of the caller, who still sees all rows in order. What waits for
+// the caller is bounded by Budget. Worth it for long scans; with a small Limit most of what is read ahead is thrown
+// away.
+func Parallel(n int) ScanOption { return scanOption(func(o *router.ScanOptions) { o.Parallel = n }) }
+
+// Budget bounds the rows that a Parallel scan reads ahead, in bytes. Default 8 MiB. It may be exceeded by one page.
+func Budget(bytes int) ScanOption {
+	return scanOption(func(o *router.ScanOptions) { o.Budget = bytes })
+}
+
+// Scan iterates over the rows of the Range in key order. It fetches byte-bounded pages as the caller goes along, or ahead
+// of it with Prefetch and Parallel: each page is linearizable, unless an option says otherwise; all together are not one
+// snapshot. Rows of one page share memory: clone what is kept for long. After an error the iteration ends. Breaking off
+// calls off whatever is being read ahead.
 //
 //	for row, err := range users.Scan(ctx, client.Limit(10)) {
 //		if err != nil {
@@ -46,15 +61,11 @@ func (r *Range) Scan(ctx context.Context, opts ...ScanOption) iter.Seq2[Row, err
 	const op = "scan"
 	var o router.ScanOptions
 	for _, opt := range opts {
-		opt(&o)
+		opt.scan(&o)
 	}
 	return func(yield func(Row, error) bool) {
-		switch {
-		case o.Limit < 0:
-			yield(Row{}, opError(op, r.lo, fmt.Errorf("limit of %d rows, want 0 (none) or more: %w", o.Limit, ErrInvalid)))
-			return
-		case r.db.closed.Load():
-			yield(Row{}, opError(op, r.lo, ErrClosed))
+		if err := r.checkScan(&o); err != nil {
+			yield(Row{}, opError(op, r.lo, err))
 			return
 		}
 		for row, err := range r.db.router.Scan(ctx, r.from, r.to, o) {
@@ -68,6 +79,23 @@ func (r *Range) Scan(ctx context.Context, opts ...ScanOption) iter.Seq2[Row, err
 		}
 	}
 }
+
+func (r *Range) checkScan(o *router.ScanOptions) error {
+	switch {
+	case o.Limit < 0:
+		return fmt.Errorf("limit of %d rows, want 0 (none) or more: %w", o.Limit, ErrInvalid)
+	case o.Parallel < 0 || o.Parallel > maxParallel:
+		return fmt.Errorf("%d shards in parallel, want 0 to %d: %w", o.Parallel, maxParallel, ErrInvalid)
+	case o.Budget < 0:
+		return fmt.Errorf("budget of %d bytes, want 0 (the default) or more: %w", o.Budget, ErrInvalid)
+	case r.db.closed.Load():
+		return ErrClosed
+	}
+	return checkMode(&o.ReadMode)
+}
+
+// maxParallel bounds the shards that one scan reads at the same time.
+const maxParallel = 256
 
 // ShardInfo describes one shard.
 type ShardInfo struct {

@@ -74,6 +74,12 @@ func check(op *wire.Op, class transport.Class) error {
 	if err := op.Validate(); err != nil {
 		return err
 	}
+	if op.Code == wire.OpReadIndex {
+		if class != transport.ClassNode {
+			return fmt.Errorf("%s is between nodes: %w", op.Code, wire.ErrInvalid)
+		}
+		return nil
+	}
 	if op.Code.IsWrite() == op.Code.IsRead() {
 		return fmt.Errorf("%s is no operation of its own: %w", op.Code, wire.ErrInvalid)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -86,13 +87,22 @@ func (s *kvService) do(ctx context.Context, op wire.Op) (wire.Answer, error) {
 	return a, nil
 }
 
+// readMode translates the options of a read; nil is none.
+func readMode(o *pb.ReadOptions) router.ReadMode {
+	return router.ReadMode{
+		Follower: o.GetAtFollower(), MaxAge: time.Duration(o.GetMaxStalenessMs()) * time.Millisecond,
+	}
+}
+
 // Get implements KVService.
 func (s *kvService) Get(ctx context.Context, req *pb.GetRequest) (*pb.GetResponse, error) {
 	key, err := userKey(req.Key)
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.do(ctx, wire.Op{Code: wire.OpGet, Key: key})
+	mode, op := readMode(req.Read), wire.Op{Code: wire.OpGet, Key: key}
+	mode.Set(&op)
+	a, err := s.do(ctx, op)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +121,7 @@ func (s *kvService) MultiGet(ctx context.Context, req *pb.MultiGetRequest) (*pb.
 	if len(req.Keys) > maxMultiGet {
 		return nil, status.Errorf(codes.InvalidArgument, "%d keys, at most %d", len(req.Keys), maxMultiGet)
 	}
+	mode := readMode(req.Read)
 	ops := make([]wire.Op, len(req.Keys))
 	for i, k := range req.Keys {
 		key, err := userKey(k)
@@ -118,6 +129,7 @@ func (s *kvService) MultiGet(ctx context.Context, req *pb.MultiGetRequest) (*pb.
 			return nil, err
 		}
 		ops[i] = wire.Op{Code: wire.OpGet, Key: key}
+		mode.Set(&ops[i])
 	}
 	answers, errs := m.router.DoMany(ctx, ops)
 	resp, size := &pb.MultiGetResponse{}, 0
@@ -275,7 +287,8 @@ func (s *kvService) Scan(ctx context.Context, req *pb.ScanRequest) (*pb.ScanResp
 		return nil, status.Errorf(codes.InvalidArgument, "limit of %d rows, at most %d", limit, maxScanRows)
 	}
 	resp, size := &pb.ScanResponse{}, 0
-	o := router.ScanOptions{Reverse: req.Reverse, KeysOnly: req.KeysOnly, Limit: limit + 1}
+	o := router.ScanOptions{Reverse: req.Reverse, KeysOnly: req.KeysOnly, Limit: limit + 1,
+		ReadMode: readMode(req.Read)}
 	for row, err := range m.router.Scan(ctx, lo, hi, o) {
 		if err != nil {
 			return nil, statusOf(err)

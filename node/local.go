@@ -43,9 +43,18 @@ func (l *localSender) Send(ctx context.Context, to base.StoreID, op *wire.Op, do
 		done(wire.Answer{Code: wire.Invalid, Payload: []byte(err.Error())}, nil)
 		return
 	}
-	l.m.store.ReadIndex([]shard.ReadRequest{{
-		Shard: op.Shard, Version: op.Version, Key: r.op.Key, End: scanEnd(&r.op), Deadline: deadline, Waiter: r,
-	}})
+	l.m.store.ReadIndex([]shard.ReadRequest{readRequest(&r.op, 0, deadline, r)})
+}
+
+// SendMany implements router.ManySender.
+func (l *localSender) SendMany(ctx context.Context, to base.StoreID, ops []*wire.Op, dones []func(wire.Answer, error)) {
+	if to != l.m.self {
+		l.m.mux.SendMany(ctx, to, ops, dones)
+		return
+	}
+	for i, op := range ops {
+		l.Send(ctx, to, op, dones[i])
+	}
 }
 
 // Cancel implements router.Canceler: a local operation has always been handed over.

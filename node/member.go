@@ -31,6 +31,7 @@ type member struct {
 	meta atomic.Pointer[base.Descriptor]
 
 	book      *book
+	labels    labelBook
 	store     *shard.Store
 	liveness  *liveness.Monitor
 	peersWake chan struct{}
@@ -112,6 +113,7 @@ func (n *Node) boot() (*member, error) {
 		},
 		Split:   s.splitLimits(),
 		MayLead: m.mayLead, OnSplit: m.onSplit, OnMerge: m.onMerge, Merges: mergeAsker{m}, MergeTimeout: mergeTicks * s.Tick,
+		Indexes: indexAsker{m},
 		Fault: func(sh base.ShardID, r base.ReplicaID, reason string) {
 			log.Error("replica stopped", "replica", base.ReplicaName(sh, r), "reason", reason)
 		},
@@ -130,7 +132,7 @@ func (n *Node) boot() (*member, error) {
 	m.mux = router.NewMux(m.openStream, router.MuxConfig{Buffer: transport.GetBuffer, Logger: log, Registerer: n.reg})
 	m.local = &localSender{m: m}
 	m.router = router.New(router.Config{
-		Directory: directory{m}, Sender: m.local, Logger: log, Registerer: n.reg,
+		Directory: directory{m}, Sender: m.local, Logger: log, Registerer: n.reg, Near: m.near,
 	})
 	m.dir = placement.NewDirectory(metaKV{m.router})
 	m.jobs = newJobRunner(memberWorld{m}, m.dir, n.cfg.Clock, log, newJobMetrics(n.reg))

@@ -46,7 +46,8 @@ func (s *routeService) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.L
 	if err != nil {
 		return nil, directoryStatus(err)
 	}
-	resp := &pb.LookupResponse{Addresses: map[uint64]string{uint64(m.self): m.n.addr}}
+	m.refreshLabels(ctx)
+	resp := &pb.LookupResponse{Addresses: map[uint64]string{uint64(m.self): m.n.addr}, Labels: m.labels.all()}
 	for _, r := range routes {
 		resp.Routes = append(resp.Routes, &pb.Route{Descriptor_: r.Desc.Append(nil), Leader: uint64(r.Leader)})
 	}
@@ -129,6 +130,9 @@ func (m *member) forwardLookup(ctx context.Context, key []byte, limit int, rever
 		return nil, err
 	}
 	m.book.learn(withoutSelf(addresses(resp.Addresses), m.self))
+	for id, l := range resp.Labels {
+		m.labels.learn(base.StoreID(id), l.GetLabels())
+	}
 	out := make([]router.Route, 0, len(resp.Routes))
 	for _, r := range resp.Routes {
 		d, _, err := base.DecodeDescriptor(r.Descriptor_)

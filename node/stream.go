@@ -163,6 +163,11 @@ func (st *opStream) submit(in *inbound) {
 			st.n.metrics.refused.WithLabelValues("invalid").Inc()
 			direct++
 			continue
+		case p.op.Code == wire.OpReadIndex && st.m.meant(&p.op) != "":
+			st.directLocked(p.op.Req, wire.Unavailable, st.m.meant(&p.op))
+			st.n.metrics.refused.WithLabelValues("misdirected").Inc()
+			direct++
+			continue
 		case draining:
 			st.directLocked(p.op.Req, wire.Unavailable, "the node is stopping")
 			st.n.metrics.refused.WithLabelValues("stopping").Inc()
@@ -187,10 +192,7 @@ func (st *opStream) submit(in *inbound) {
 				Shard: p.op.Shard, Version: p.op.Version, Req: id, Raw: p.raw, Deadline: now + timeout, Waiter: st,
 			})
 		} else {
-			in.reads = append(in.reads, shard.ReadRequest{
-				Shard: p.op.Shard, Version: p.op.Version, Key: p.op.Key, End: scanEnd(&p.op), Req: id,
-				Deadline: now + timeout, Waiter: st,
-			})
+			in.reads = append(in.reads, readRequest(&p.op, id, now+timeout, st))
 		}
 	}
 	st.mu.direct += direct
@@ -205,6 +207,15 @@ func (st *opStream) submit(in *inbound) {
 		st.m.store.ReadIndex(in.reads)
 	}
 	in.release()
+}
+
+// readRequest asks the store for the right to run a read, or for the index that a read elsewhere needs.
+func readRequest(op *wire.Op, req uint64, deadline time.Duration, w shard.Waiter) shard.ReadRequest {
+	return shard.ReadRequest{
+		Shard: op.Shard, Version: op.Version, Key: op.Key, End: scanEnd(op), Req: req, Deadline: deadline, Waiter: w,
+		Follower: op.Flags&wire.FlagFollower != 0, MaxAge: time.Duration(op.MaxAge) * time.Millisecond,
+		IndexOnly: op.Code == wire.OpReadIndex,
+	}
 }
 
 // scanEnd returns where the range of a read ends, nil if it reads one key.

@@ -45,6 +45,8 @@ type flight struct {
 	until    time.Time // end of this attempt's wait
 	entry    *entry
 	store    base.StoreID
+	asked    asked        // of a read that any replica may serve
+	led      bool         // store was picked as the leader, or on the search for it
 	avoid    base.StoreID // failed last: ask another one first
 	turn     int          // replicas tried without a hint
 	attempts int
@@ -89,21 +91,34 @@ func (r *Router) release(f *flight) {
 
 // launch routes the operation and sends it. If it cannot, the outcome says why.
 func (r *Router) launch(ctx context.Context, f *flight) {
+	if r.aim(ctx, f) {
+		r.cfg.Sender.Send(ctx, f.store, &f.call.op, f.call.done)
+	}
+}
+
+// aim makes the operation ready to be sent to f.store. If it cannot, the outcome says why.
+func (r *Router) aim(ctx context.Context, f *flight) bool {
 	f.out, f.until = outcome{}, time.Time{}
 	now := time.Now()
 	if err := ctx.Err(); err != nil || !now.Before(f.deadline) {
 		f.out.err = fmt.Errorf("%w: %w", endOf(ctx), ErrNotSent)
-		return
+		return false
 	}
 	if err := r.route(ctx, f); err != nil {
 		f.out.err = err
-		return
+		return false
 	}
-	f.store = f.pick()
+	f.store = 0
+	if f.call.op.AnyReplica() {
+		f.store = r.pickNear(f)
+	}
+	if f.led = f.store == 0; f.led {
+		f.store = f.pick()
+	}
 	if f.store == 0 {
 		f.lookup = true
 		f.out.err = fmt.Errorf("%s has no voter to ask: %w", f.entry.desc.Shard, ErrNotSent)
-		return
+		return false
 	}
 	op := &f.call.op
 	op.Shard, op.Version = f.entry.desc.Shard, f.entry.desc.Epoch.Version
@@ -116,7 +131,7 @@ func (r *Router) launch(ctx context.Context, f *flight) {
 	}
 	op.Timeout = uint32(max(1, min(left/time.Millisecond, 1<<31)))
 	f.attempts++
-	r.cfg.Sender.Send(ctx, f.store, op, f.call.done)
+	return true
 }
 
 // readSlack is how much longer than the node the router waits for the answer.
@@ -179,8 +194,11 @@ func (r *Router) judge(ctx context.Context, f *flight) {
 		act = search // the page was cut from another range than the one we would resume after
 	}
 	if act == accept {
-		if f.entry.leader.Load() != uint64(f.store) {
+		if f.led && f.entry.leader.Load() != uint64(f.store) {
 			f.entry.leader.Store(uint64(f.store))
+		}
+		if f.call.op.AnyReplica() {
+			r.metrics.servedBy(f)
 		}
 		f.over, f.answer = true, *a
 		return
@@ -224,6 +242,12 @@ func (r *Router) judge(ctx context.Context, f *flight) {
 // learn repairs the cache, or the choice of replica, from what came back.
 func (r *Router) learn(f *flight, act action, a *wire.Answer) {
 	e := f.entry
+	if e != nil && f.near() {
+		if !f.until.IsZero() { // it was sent
+			r.learnNear(f, act, a)
+		}
+		return
+	}
 	switch act {
 	case follow:
 		f.avoid = f.store
@@ -236,13 +260,7 @@ func (r *Router) learn(f *flight, act action, a *wire.Answer) {
 		}
 		e.forget(f.store)
 	case repair:
-		ds, err := wire.DecodeDescriptors(a.Payload)
-		if err != nil {
-			r.log.Warn("node sent corrupt descriptors", "store", f.store.String(), "err", err)
-		}
-		for _, d := range ds {
-			r.cache.insert(d, 0, f.store)
-		}
+		r.insertAll(f.store, a)
 		f.lookup = r.cached(f) == e // nothing new for our key: the node may be behind, or the range merged away
 	case search:
 		f.avoid, f.lookup = f.store, true
@@ -254,6 +272,17 @@ func (r *Router) learn(f *flight, act action, a *wire.Answer) {
 		f.avoid = f.store
 		e.forget(f.store)
 		f.lookup = f.failures%4 == 3 // none of the replicas answers: have they moved?
+	}
+}
+
+// insertAll takes the descriptors of an EpochMismatch into the cache.
+func (r *Router) insertAll(from base.StoreID, a *wire.Answer) {
+	ds, err := wire.DecodeDescriptors(a.Payload)
+	if err != nil {
+		r.log.Warn("node sent corrupt descriptors", "store", from.String(), "err", err)
+	}
+	for _, d := range ds {
+		r.cache.insert(d, 0, from)
 	}
 }
 

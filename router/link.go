@@ -80,10 +80,48 @@ func (l *link) send(op *wire.Op, done func(wire.Answer, error)) {
 	l.queueLocked(op, done)
 	l.mu.Unlock()
 	if first {
-		select {
-		case l.wake <- struct{}{}:
-		default:
+		l.signal()
+	}
+}
+
+// sendMany queues several operations under one lock, so that the sender takes all of them at once.
+func (l *link) sendMany(ops []*wire.Op, dones []func(wire.Answer, error)) {
+	total := 0
+	for _, op := range ops {
+		total += op.Size()
+	}
+	type refusal struct {
+		done func(wire.Answer, error)
+		err  error
+	}
+	var refused []refusal
+	l.mu.Lock()
+	first := len(l.mu.frames) == 0
+	if first {
+		l.mu.lastTake = max(l.mu.lastTake, total) // the size of the first frame
+	}
+	for i, op := range ops {
+		if err := l.refuseLocked(op.Size()); err != nil {
+			refused = append(refused, refusal{dones[i], err})
+			continue
 		}
+		l.queueLocked(op, dones[i])
+	}
+	first = first && len(l.mu.frames) > 0
+	l.mu.Unlock()
+	if first {
+		l.signal()
+	}
+	for _, r := range refused {
+		r.done(wire.Answer{}, r.err)
+	}
+}
+
+// signal wakes the sender.
+func (l *link) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -10,6 +10,7 @@ type metrics struct {
 	lookups   prometheus.Counter
 	ambiguous prometheus.Counter
 	retries   *prometheus.CounterVec
+	near      *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -23,7 +24,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retries: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shardd_router_retries_total", Help: "Attempts that were followed by another one or by giving up.",
 		}, []string{"reason"})),
+		near: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shardd_router_replica_reads_total", Help: "Reads that any replica may serve, by who served them.",
+		}, []string{"by"})),
 	}
+}
+
+// servedBy counts a read that any replica may serve.
+func (m *metrics) servedBy(f *flight) {
+	by := "follower"
+	if uint64(f.store) == f.entry.leader.Load() {
+		by = "leader"
+	}
+	m.near.WithLabelValues(by).Inc()
 }
 
 type muxMetrics struct {

@@ -115,6 +115,26 @@ func (m *Mux) Send(ctx context.Context, to base.StoreID, op *wire.Op, done func(
 	l.send(op, done)
 }
 
+// SendMany implements ManySender: the operations are queued as one, so that they leave in one frame, or in as few as
+// MuxConfig.FrameBytes allows.
+func (m *Mux) SendMany(ctx context.Context, to base.StoreID, ops []*wire.Op, dones []func(wire.Answer, error)) {
+	err := ctx.Err()
+	if err != nil {
+		err = fmt.Errorf("%w: %w", err, ErrNotSent)
+	}
+	l := m.link(to)
+	if l == nil {
+		err = errMuxClosed
+	}
+	if err != nil {
+		for _, done := range dones {
+			done(wire.Answer{}, err)
+		}
+		return
+	}
+	l.sendMany(ops, dones)
+}
+
 var errMuxClosed = fmt.Errorf("%w: %w", ErrClosed, ErrNotSent)
 
 // Cancel implements Canceler.

@@ -146,6 +146,45 @@ func TestMuxSendsWhatWaitsInOneFrameAndMatchesAnswersInAnyOrder(t *testing.T) {
 	})
 }
 
+func TestMuxSendsManyInOneFrameOrInFullOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newRig(MuxConfig{FrameBytes: 32 << 10})
+		defer m.Close()
+		lot := func(n int) (ops []*wire.Op, dones []func(wire.Answer, error)) {
+			for i := range n {
+				ops = append(ops, &wire.Op{Code: wire.OpGet, Key: key(i)})
+				dones = append(dones, func(wire.Answer, error) {})
+			}
+			return ops, dones
+		}
+		ops, dones := lot(500) // of 53 bytes each
+		m.SendMany(context.Background(), 1, ops, dones)
+		p := <-m.streams
+		if n := len(opsOf(t, <-p.sent)); n != 500 {
+			t.Errorf("a frame of %d operations, want all 500", n)
+		}
+		ops, dones = lot(1000)
+		m.SendMany(context.Background(), 1, ops, dones)
+		if a, b := len(opsOf(t, <-p.sent)), len(opsOf(t, <-p.sent)); a+b != 1000 || a < 600 {
+			t.Errorf("frames of %d and %d operations", a, b)
+		}
+		m.Close()
+		failed := 0
+		ops, dones = lot(3)
+		for i := range dones {
+			dones[i] = func(_ wire.Answer, err error) {
+				if errors.Is(err, ErrNotSent) {
+					failed++
+				}
+			}
+		}
+		m.SendMany(context.Background(), 1, ops, dones)
+		if failed != 3 {
+			t.Errorf("%d of 3 failed as not sent after Close", failed)
+		}
+	})
+}
+
 func TestMuxTellsSentFromNotSentWhenAStreamBreaks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newRig(MuxConfig{})

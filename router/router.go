@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +33,12 @@ type Sender interface {
 	Send(ctx context.Context, to base.StoreID, op *wire.Op, done func(wire.Answer, error))
 }
 
+// ManySender is a Sender that takes several operations for one node at once, so that they share a frame. Each is as
+// with Send; dones[i] belongs to ops[i].
+type ManySender interface {
+	SendMany(ctx context.Context, to base.StoreID, ops []*wire.Op, dones []func(wire.Answer, error))
+}
+
 // Canceler is a Sender that can take an operation back. Cancel reports whether the operation with that request id
 // had not left and now never will; done is then not called.
 type Canceler interface {
@@ -53,6 +60,8 @@ type Config struct {
 	// BackoffMin and BackoffMax bound the pause between attempts, which doubles and is jittered. Defaults 5 and 250 ms:
 	// an election takes a second or two, and the pause adds at most its own length to the outage.
 	BackoffMin, BackoffMax time.Duration
+	// Near ranks nodes for reads that any replica may serve: the higher, the nearer. It must be quick. nil: all are alike.
+	Near func(base.StoreID) int
 	// PageBytes bounds one scan page, in bytes of keys plus values. Default 256 KiB.
 	PageBytes  uint32
 	Logger     *slog.Logger          // nil: silent
@@ -85,10 +94,15 @@ type Router struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
-	cancel  Canceler // the Sender, if it can
+	cancel  Canceler   // the Sender, if it can
+	many    ManySender // the Sender, if it can
 	cache   *cache
 	asking  [2]chan struct{} // a token while a question for user or for system keys is with the Directory
 	calls   sync.Pool
+	// rowBytes is about how large the answers of recent DoManys were, in bytes; 0: none yet.
+	rowBytes atomic.Int64
+	shunned  shunned
+	spin     atomic.Uint32
 }
 
 // New returns a Router with an empty cache.
@@ -102,6 +116,7 @@ func New(cfg Config) *Router {
 		r.asking[i] = make(chan struct{}, 1)
 	}
 	r.cancel, _ = cfg.Sender.(Canceler)
+	r.many, _ = cfg.Sender.(ManySender)
 	return r
 }
 
@@ -153,55 +168,6 @@ func (r *Router) pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-t.C:
 	case <-ctx.Done():
-	}
-}
-
-// inFlight bounds how many operations of one DoMany are on their way at the same time.
-const inFlight = 1024
-
-// DoMany runs independent operations at the same time: those for one node share its frames. Answer and error i belong
-// to operation i, as from Do.
-func (r *Router) DoMany(ctx context.Context, ops []wire.Op) ([]wire.Answer, []error) {
-	answers, errs := make([]wire.Answer, len(ops)), make([]error, len(ops))
-	fs := make([]flight, min(len(ops), inFlight))
-	for at := 0; at < len(ops); at += len(fs) {
-		fs := fs[:min(len(fs), len(ops)-at)]
-		clear(fs)
-		for i := range fs {
-			r.ready(ctx, &fs[i], ops[at+i])
-		}
-		r.flyMany(ctx, fs)
-		for i := range fs {
-			r.release(&fs[i])
-			answers[at+i], errs[at+i] = fs[i].answer, fs[i].err
-		}
-	}
-	return answers, errs
-}
-
-// flyMany repeats rounds of attempts until all are over: each round is sent as a whole before any answer is awaited.
-func (r *Router) flyMany(ctx context.Context, fs []flight) {
-	for {
-		open, delay := 0, time.Duration(0)
-		for i := range fs {
-			if !fs[i].over {
-				open, delay = open+1, max(delay, fs[i].delay)
-			}
-		}
-		if open == 0 {
-			return
-		}
-		r.pause(ctx, delay)
-		for i := range fs {
-			if !fs[i].over {
-				r.launch(ctx, &fs[i])
-			}
-		}
-		for i := range fs {
-			if !fs[i].over {
-				r.land(ctx, &fs[i])
-			}
-		}
 	}
 }
 

@@ -17,24 +17,24 @@ type ScanOptions struct {
 	KeysOnly bool
 	Limit    int  // rows, 0: no limit
 	Prefetch bool // fetch the next page while the caller works on this one
+	// Parallel is how many shards may be read at the same time, ahead of the caller; 0 or 1: one after the other.
+	Parallel int
+	// Budget bounds the rows that wait for the caller when Parallel is set, in bytes. Default 8 MiB. One page of the shard
+	// whose turn it is may always be there.
+	Budget int
+	ReadMode
 }
 
-// Scan iterates over the rows of [lo, hi), shard by shard in pages. Each row is linearizable as of its page; all
-// together are not one snapshot. Rows are never reused, but rows of one page share memory: clone what is kept for long.
-// After an error, which is an *Error, the iteration ends.
+// Scan iterates over the rows of [lo, hi) in order, shard by shard in pages. Each row is linearizable as of its page;
+// all together are not one snapshot. Rows are never reused, but rows of one page share memory: clone what is kept for
+// long. After an error, which is an *Error, the iteration ends. When it ends, by itself or because the caller has
+// enough, whatever was read ahead is called off and joined.
 func (r *Router) Scan(ctx context.Context, lo, hi []byte, o ScanOptions) iter.Seq2[wire.Row, error] {
 	return func(yield func(wire.Row, error) bool) {
-		c := &cursor{r: r, lo: lo, hi: hi, o: o, left: math.MaxInt}
-		if o.Limit > 0 {
-			c.left = o.Limit
-		}
-		next, stop := c.fetch, func() {}
-		if o.Prefetch {
-			next, stop = c.ahead()
-		}
+		next, stop := r.pages(ctx, lo, hi, o)
 		defer stop()
 		for {
-			p, err := next(ctx)
+			p, err := next()
 			if err != nil {
 				yield(wire.Row{}, err)
 				return
@@ -53,16 +53,40 @@ func (r *Router) Scan(ctx context.Context, lo, hi []byte, o ScanOptions) iter.Se
 	}
 }
 
+// pages returns what reads the pages of a scan in order, and what ends it.
+func (r *Router) pages(ctx context.Context, lo, hi []byte, o ScanOptions) (next func() (page, error), stop func()) {
+	if o.Parallel > 1 && bytes.Compare(lo, hi) < 0 {
+		w := newWide(ctx, r, lo, hi, o)
+		return w.next, w.stop
+	}
+	c := newCursor(r, lo, hi, o)
+	if o.Prefetch {
+		return c.ahead(ctx)
+	}
+	return func() (page, error) { return c.fetch(ctx) }, func() {}
+}
+
+func newCursor(r *Router, lo, hi []byte, o ScanOptions) *cursor {
+	c := &cursor{r: r, lo: lo, hi: hi, o: o, left: math.MaxInt, pageBytes: r.cfg.PageBytes, spin: r.spin.Add(1)}
+	if o.Limit > 0 {
+		c.left = o.Limit
+	}
+	return c
+}
+
 // cursor is a scan between two pages: what remains is [lo, hi) and left rows.
 type cursor struct {
-	r      *Router
-	lo, hi []byte
-	o      ScanOptions
-	left   int
+	r         *Router
+	lo, hi    []byte
+	o         ScanOptions
+	left      int
+	pageBytes uint32
+	spin      uint32 // so that one replica serves page after page, where any may
 }
 
 type page struct {
 	rows []byte // encoded
+	n    int    // their number
 	last bool   // nothing follows
 }
 
@@ -71,9 +95,9 @@ type page struct {
 func (c *cursor) fetch(ctx context.Context) (page, error) {
 	f := flight{clip: true, reverse: c.o.Reverse, lo: c.lo, hi: c.hi}
 	op := wire.Op{Code: wire.OpScan, Key: c.lo, Value: c.hi}
-	op.Arg = wire.ScanArg(uint32(min(c.left, math.MaxUint32)), c.r.cfg.PageBytes)
+	op.Arg = wire.ScanArg(uint32(min(c.left, math.MaxUint32)), c.pageBytes)
 	if c.left == math.MaxInt {
-		op.Arg = wire.ScanArg(0, c.r.cfg.PageBytes)
+		op.Arg = wire.ScanArg(0, c.pageBytes)
 	}
 	if c.o.Reverse {
 		op.Flags |= wire.FlagReverse
@@ -81,6 +105,8 @@ func (c *cursor) fetch(ctx context.Context) (page, error) {
 	if c.o.KeysOnly {
 		op.Flags |= wire.FlagKeysOnly
 	}
+	c.o.ReadMode.Set(&op)
+	f.asked.spin = c.spin
 	c.r.ready(ctx, &f, op)
 	c.r.fly(ctx, &f)
 	defer c.r.release(&f)
@@ -112,18 +138,18 @@ func (c *cursor) fetch(ctx context.Context) (page, error) {
 	default:
 		c.lo = hi
 	}
-	return page{rows: rows, last: c.left <= 0 || bytes.Compare(c.lo, c.hi) >= 0}, nil
+	return page{rows: rows, n: n, last: c.left <= 0 || bytes.Compare(c.lo, c.hi) >= 0}, nil
 }
 
 // ahead returns a fetch that has the next page read while the caller works on this one, and what ends and joins it.
-func (c *cursor) ahead() (next func(context.Context) (page, error), stop func()) {
+func (c *cursor) ahead(ctx context.Context) (next func() (page, error), stop func()) {
 	type result struct {
 		page
 		err error
 	}
 	var pending chan result
 	cancel := func() {}
-	next = func(ctx context.Context) (page, error) {
+	next = func() (page, error) {
 		var res result
 		if pending != nil {
 			res = <-pending

@@ -54,6 +54,7 @@ func TestScanAgreesWithAModelWhileShardsSplitAndMergeBetweenPages(t *testing.T) 
 		}
 		o := ScanOptions{
 			Reverse: rnd.IntN(2) == 0, KeysOnly: rnd.IntN(2) == 0, Prefetch: rnd.IntN(2) == 0, Limit: rnd.IntN(30),
+			Parallel: rnd.IntN(6), Budget: rnd.IntN(3) * 100,
 		}
 		want := w.modelLocked(lo, hi, o.Reverse)
 		if o.Limit > 0 && len(want) > o.Limit {

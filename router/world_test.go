@@ -23,6 +23,9 @@ type world struct {
 	sent    int
 	perSend func(op *wire.Op) // called with mu held before an operation is served
 	maxRows int               // rows a page holds at most, 0: any
+	served  []base.StoreID    // who was asked, in order
+	// atReplica answers reads that any replica may serve; without it, or if it returns nil, they are served.
+	atReplica func(to base.StoreID, op *wire.Op) *wire.Answer
 }
 
 func newWorld(keys int, splits ...int) *world {
@@ -93,6 +96,7 @@ func (w *world) Send(_ context.Context, to base.StoreID, op *wire.Op, done func(
 		w.perSend(op)
 	}
 	w.sent++
+	w.served = append(w.served, to)
 	a := w.serveLocked(to, op)
 	w.mu.Unlock()
 	done(a, nil)
@@ -108,7 +112,13 @@ func (w *world) serveLocked(to base.StoreID, op *wire.Op) wire.Answer {
 	if d == nil {
 		return wire.Answer{Code: wire.ShardNotFound}
 	}
-	if w.leader[d.Shard] != to {
+	if op.AnyReplica() {
+		if w.atReplica != nil {
+			if a := w.atReplica(to, op); a != nil {
+				return *a
+			}
+		}
+	} else if w.leader[d.Shard] != to {
 		return wire.Answer{Code: wire.NotLeader, Arg: uint64(w.leader[d.Shard])}
 	}
 	if d.Epoch.Version != op.Version || !d.Contains(op.Key) || !fits(op, d) {

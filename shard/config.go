@@ -47,6 +47,13 @@ type ReadRequest struct {
 	Req      uint64
 	Deadline time.Duration // on Clock.Boot; 0 means Config.RequestTimeout from now
 	Waiter   Waiter
+
+	// Follower lets this store serve the read though it does not lead the shard; it stays linearizable. MaxAge, if above
+	// 0, lets it do so from a state that is at most that old. See follower.go.
+	Follower bool
+	MaxAge   time.Duration
+	// IndexOnly asks a leader for the index alone, for a read elsewhere: it is the Arg of OK, and Version is not looked at.
+	IndexOnly bool
 }
 
 // Config is what a Store is made of. Store, Incarnation, Engine and Sender are required; the zero value of every other
@@ -60,6 +67,11 @@ type Config struct {
 
 	// Liveness is this store's end of store liveness; nil: there are no leases, and nothing sleeps.
 	Liveness *liveness.Monitor
+
+	// Indexes asks leaders on other stores for read indexes. Without it this store serves no reads of shards that it does
+	// not lead. IndexTimeout bounds one such question, 1 s.
+	Indexes      IndexAsker
+	IndexTimeout time.Duration
 
 	// Snapshots sends them to followers that the log cannot feed. Without it none are sent.
 	Snapshots Snapshots
@@ -197,6 +209,7 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ScanBytes, 64<<10)
 	orElse(&c.RequestTimeout, 10*time.Second)
 	orElse(&c.MergeTimeout, 10*time.Second)
+	orElse(&c.IndexTimeout, time.Second)
 	c.Limits = c.Limits.withDefaults()
 	c.Compaction = c.Compaction.withDefaults()
 	return c

@@ -71,8 +71,9 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	r.refuseReads(never)
 	r.wait.Lock()
 	confirmed := r.wait.reads
-	r.wait.reads = nil
+	r.wait.reads, r.wait.ended = nil, &never
 	r.wait.Unlock()
+	r.endFar(never)
 	for _, c := range confirmed {
 		r.completeReads(c.reqs, never)
 	}

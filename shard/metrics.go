@@ -25,6 +25,9 @@ type metrics struct {
 	readIndexes prometheus.Counter
 	readyReads  prometheus.Counter
 
+	followerReads *prometheus.CounterVec
+	indexAsks     *prometheus.CounterVec
+
 	busy    *prometheus.CounterVec
 	refusal *prometheus.CounterVec
 	drops   *prometheus.CounterVec
@@ -78,6 +81,10 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		readIndexes: counter("read_indexes_total", "Read indexes asked for; each serves all reads that waited."),
 		readyReads:  counter("ready_reads_total", "Reads that were allowed to run."),
 
+		followerReads: vec("follower_reads_total",
+			"Reads served without leading the shard: proved fresh enough, or after the leader was asked.", "how"),
+		indexAsks: vec("index_questions_total", "Questions to leaders for a read index, by answer.", "answer"),
+
 		busy:    vec("busy_total", "Requests refused because of a limit on memory, or on the size of the shard.", "limit"),
 		refusal: vec("refused_total", "Requests refused at intake, by answer.", "code"),
 		drops:   vec("messages_dropped_total", "Raft messages dropped, by reason.", "reason"),
@@ -115,6 +122,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 	}
 	reg.MustRegister(m.passes, m.passGroups, m.commits, m.commitGroups, m.commitWrites, m.commitBytes, m.syncSeconds,
 		m.proposals, m.commitSeconds, m.applied, m.applyEntries, m.applyGroups, m.readIndexes, m.readyReads,
+		m.followerReads, m.indexAsks,
 		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.measures, m.truncations, m.truncatedEntries, m.truncatedBytes,
 		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines,
 		m.freezes, m.merges)

@@ -18,6 +18,7 @@ import (
 // readIndex is one question to the quorum and the reads that it is for.
 type readIndex struct {
 	ctx  []byte
+	at   time.Duration // not after it was asked
 	reqs []ReadRequest
 }
 
@@ -32,6 +33,7 @@ const contextSize = 24
 type waiting struct {
 	sync.Mutex
 	reads []confirmedReads
+	ended *wire.Answer // what to tell who comes too late; nil: the replica lives
 }
 
 type confirmedReads struct {
@@ -55,6 +57,9 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 			req.Waiter.Complete(req.Req, a)
 			continue
 		}
+		if (req.Follower || req.MaxAge > 0) && s.readHere(r, req, now) {
+			continue
+		}
 		if a, ok := r.admitRead(req, now); !ok {
 			s.metrics.refused(a.Code)
 			r.complete(req.Waiter, req.Req, a)
@@ -71,11 +76,11 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 
 func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, bool) {
 	s := r.store
-	if req.Version != r.desc.Load().Epoch.Version {
+	if !req.IndexOnly && req.Version != r.desc.Load().Epoch.Version {
 		return r.epochMismatch(req.Key, req.End), false
 	}
 	req.Deadline = s.deadline(req.Deadline, now)
-	in, lim := &r.in, &s.cfg.Limits
+	in := &r.in
 	in.Lock()
 	defer in.Unlock()
 	if in.closed != wire.OK {
@@ -88,6 +93,17 @@ func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, b
 		return s.frozenAnswer(), false
 	}
 	// Bounded by us: before the first commit of a term raft would keep them without limit (R5).
+	if a, ok := r.countRead(); !ok {
+		return a, false
+	}
+	in.reads = append(in.reads, *req)
+	return wire.Answer{}, true
+}
+
+// countRead puts a read on the accounts, unless they are full.
+func (r *replica) countRead() (wire.Answer, bool) {
+	s, in := r.store, &r.in
+	lim := &s.cfg.Limits
 	if n := in.readCount.Load(); n > 0 {
 		if n >= lim.GroupReads {
 			return s.busy("group-reads", busyGroupMs), false
@@ -98,7 +114,6 @@ func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, b
 	}
 	in.readCount.Add(1)
 	s.used.reads.Add(1)
-	in.reads = append(in.reads, *req)
 	return wire.Answer{}, true
 }
 
@@ -134,7 +149,7 @@ func (w *worker) askIndex(r *replica) {
 	ctx = binary.BigEndian.AppendUint64(ctx, uint64(r.id))
 	ctx = binary.BigEndian.AppendUint64(ctx, w.store.cfg.Incarnation)
 	ctx = binary.BigEndian.AppendUint64(ctx, w.store.contexts.Add(1))
-	rw.indexes = append(rw.indexes, readIndex{ctx: ctx, reqs: rw.reads})
+	rw.indexes = append(rw.indexes, readIndex{ctx: ctx, at: w.now, reqs: rw.reads})
 	rw.reads = nil
 	rw.rn.ReadIndex(ctx)
 	w.store.metrics.readIndexes.Inc()
@@ -148,6 +163,7 @@ func (w *worker) confirm(r *replica, rs *raft.ReadState) {
 			continue
 		}
 		reqs := rw.indexes[i].reqs
+		r.noteFresh(rs.Index, rw.indexes[i].at)
 		n := i + copy(rw.indexes[i:], rw.indexes[i+1:])
 		rw.indexes[n] = readIndex{}
 		rw.indexes = rw.indexes[:n]
@@ -162,10 +178,15 @@ func (w *worker) confirm(r *replica, rs *raft.ReadState) {
 
 // awaitApplied completes reads once the index is applied, which may be now.
 func (r *replica) awaitApplied(index uint64, reqs []ReadRequest) {
-	if len(reqs) == 0 {
+	if reqs = r.answerIndexes(index, reqs); len(reqs) == 0 {
 		return
 	}
 	r.wait.Lock()
+	if ended := r.wait.ended; ended != nil {
+		r.wait.Unlock()
+		r.completeReads(reqs, *ended)
+		return
+	}
 	if r.applied.Load() < index {
 		// Under the lock that the publisher takes after it has stored the applied index: it cannot miss these.
 		r.wait.reads = append(r.wait.reads, confirmedReads{index, reqs})
@@ -249,12 +270,20 @@ func (w *worker) sweepReads(r *replica) {
 		// An index without reads stays: raft keeps it too, and it counts against maxIndexes.
 		rw.indexes[i].reqs = r.expireReads(rw.indexes[i].reqs, w.now)
 	}
+	r.sweepWaiting(w.now)
+}
+
+// sweepWaiting answers the confirmed reads that are past their deadline; true if others wait on. Any goroutine may.
+func (r *replica) sweepWaiting(now time.Duration) bool {
 	r.wait.Lock()
 	all := r.wait.reads
 	r.wait.reads = nil
 	r.wait.Unlock()
 	// They are in nobody's list for a moment; awaitApplied puts them where they belong, also if apply has passed by.
 	for _, c := range all {
-		r.awaitApplied(c.index, r.expireReads(c.reqs, w.now))
+		r.awaitApplied(c.index, r.expireReads(c.reqs, now))
 	}
+	r.wait.Lock()
+	defer r.wait.Unlock()
+	return len(r.wait.reads) > 0
 }

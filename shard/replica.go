@@ -46,6 +46,7 @@ type replica struct {
 
 	in     inbox
 	wait   waiting
+	far    far
 	handed handed
 
 	state struct {

@@ -38,6 +38,8 @@ type Store struct {
 		shards map[base.ShardID]chan struct{}
 	}
 
+	asks asks // questions for read indexes
+
 	pool      *sched.Pool
 	workers   []*worker
 	applyPool *sched.Pool
@@ -82,6 +84,7 @@ func New(cfg Config) (*Store, error) {
 	s.mu.busy = make(map[base.ShardID]*boundary)
 	s.SetSplitLimits(cfg.Split)
 	s.life.init()
+	s.asks.init()
 	s.pool = sched.New(cfg.Workers, func(i int, keys []uint64) { s.workers[i].process(keys) })
 	s.logBytes = make([]atomic.Uint64, cfg.Workers)
 	for i := range cfg.Workers {
@@ -136,6 +139,7 @@ func (s *Store) TickAll() {
 		w.mu.Unlock()
 		s.pool.Enqueue(w.control)
 	}
+	s.tickAsks()
 }
 
 // Poll runs one pass of every worker and apply worker, and what the life-cycle goroutine has to do, on the caller's

@@ -17,14 +17,18 @@ import (
 
 func newGet(o *conn) *cobra.Command {
 	var isHex, raw bool
+	var from readFlags
 	c := &cobra.Command{
 		Use:   "get KEY",
 		Short: "Print the value of a key; exit 3 if it is absent",
 		Long: `Print the value of a key. A value that is not printable text is quoted; --raw writes its exact bytes, --hex
 takes the key and prints the value as hex digits. JSON has "value", or "value_base64" for bytes that are not UTF-8, and
-"version" as a string, since it does not fit the numbers of most JSON tools.`,
-		Example: "  shardctl get greeting\n  shardctl get --raw picture > picture.png",
-		Args:    cobra.ExactArgs(1),
+"version" as a string, since it does not fit the numbers of most JSON tools.
+
+The leader of the shard is read, unless --follower or --stale let any replica serve.`,
+		Example: "  shardctl get greeting\n  shardctl get --raw picture > picture.png\n" +
+			"  shardctl get greeting --stale 2s --labels zone=a",
+		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			asJSON, err := o.json()
 			if err != nil {
@@ -34,8 +38,12 @@ takes the key and prints the value as hex digits. JSON has "value", or "value_ba
 			if err != nil {
 				return err
 			}
+			opts, err := from.options(c, o)
+			if err != nil {
+				return err
+			}
 			return o.withDB(c, func(ctx context.Context, db *client.DB) error {
-				v, err := db.All().Get(ctx, key)
+				v, err := db.All().Get(ctx, key, opts...)
 				if errors.Is(err, client.ErrNotFound) {
 					return cli.Fail(cli.ExitNotFound, "", "%s: not found", cli.Quote(key))
 				}
@@ -55,6 +63,7 @@ takes the key and prints the value as hex digits. JSON has "value", or "value_ba
 		},
 	}
 	hexFlag(c, &isHex)
+	from.add(c)
 	c.Flags().BoolVar(&raw, "raw", false, "write the exact bytes, without a line end")
 	return c
 }

@@ -35,6 +35,7 @@ type conn struct {
 	endpoints []string
 	timeout   time.Duration
 	output    string
+	labels    map[string]string // where the caller is; nil: not said
 }
 
 func newRoot(getenv func(string) string) *cobra.Command {
@@ -135,7 +136,7 @@ func (o *conn) withDB(c *cobra.Command, f func(ctx context.Context, db *client.D
 
 // open connects to the cluster. Its error has its exit code.
 func (o *conn) open(ctx context.Context) (*client.DB, error) {
-	db, err := client.Open(ctx, o.endpoints, client.WithTimeout(o.timeout))
+	db, err := client.Open(ctx, o.endpoints, client.WithTimeout(o.timeout), client.WithLabels(o.labels))
 	if err != nil {
 		return nil, o.unreachable(err)
 	}

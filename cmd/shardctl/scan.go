@@ -18,6 +18,8 @@ type scanFlags struct {
 	reverse  bool
 	keysOnly bool
 	hex      bool
+	parallel int
+	from     readFlags
 }
 
 func newScan(o *conn) *cobra.Command {
@@ -29,9 +31,11 @@ func newScan(o *conn) *cobra.Command {
 not including, END (default: the last key included). What is not printable is quoted. -o json writes one JSON object a
 line.
 
-Rows are read page by page: each page is consistent, all together are not one snapshot.`,
-		Example: "  shardctl scan --prefix user --limit 10\n  shardctl scan a m --reverse --keys-only",
-		Args:    cobra.MaximumNArgs(2),
+Rows are read page by page: each page is consistent, all together are not one snapshot. The leaders of the shards are
+read, unless --follower or --stale let any replica serve.`,
+		Example: "  shardctl scan --prefix user --limit 10\n  shardctl scan a m --reverse --keys-only\n" +
+			"  shardctl scan --parallel 8 --stale 5s --labels zone=a > all.txt",
+		Args: cobra.MaximumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			asJSON, err := o.json()
 			if err != nil {
@@ -43,12 +47,19 @@ Rows are read page by page: each page is consistent, all together are not one sn
 			if f.limit < 0 {
 				return cli.Usagef("--limit %d: want 0 (no limit) or more", f.limit)
 			}
+			if f.parallel < 0 || f.parallel > 256 {
+				return cli.Usagef("--parallel %d: want 0 to 256", f.parallel)
+			}
+			opts, err := f.from.options(c, o)
+			if err != nil {
+				return err
+			}
 			return o.withDB(c, func(ctx context.Context, db *client.DB) error {
 				r, err := f.bounds(db, args)
 				if err != nil {
 					return err
 				}
-				return f.run(ctx, c, r, asJSON)
+				return f.run(ctx, c, r, asJSON, opts)
 			})
 		},
 	}
@@ -57,6 +68,8 @@ Rows are read page by page: each page is consistent, all together are not one sn
 	fl.IntVar(&f.limit, "limit", 0, "stop after this many rows; 0: no limit")
 	fl.BoolVar(&f.reverse, "reverse", false, "from the highest key down")
 	fl.BoolVar(&f.keysOnly, "keys-only", false, "leave the values out")
+	fl.IntVar(&f.parallel, "parallel", 0, "read this many shards at the same time; 0: one after the other")
+	f.from.add(c)
 	hexFlag(c, &f.hex)
 	return c
 }
@@ -85,8 +98,13 @@ func (f *scanFlags) bounds(db *client.DB, args []string) (*client.Range, error) 
 	return db.Range(b[0], b[1])
 }
 
-func (f *scanFlags) run(ctx context.Context, c *cobra.Command, r *client.Range, asJSON bool) error {
-	opts := []client.ScanOption{client.Limit(f.limit), client.Prefetch()}
+func (f *scanFlags) run(
+	ctx context.Context, c *cobra.Command, r *client.Range, asJSON bool, from []client.ReadOption,
+) error {
+	opts := []client.ScanOption{client.Limit(f.limit), client.Prefetch(), client.Parallel(f.parallel)}
+	for _, o := range from {
+		opts = append(opts, o)
+	}
 	if f.reverse {
 		opts = append(opts, client.Reverse())
 	}

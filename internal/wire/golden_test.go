@@ -40,6 +40,10 @@ func samples() []Op {
 		}
 		return o
 	}
+	aged := func(o Op) Op {
+		o.MaxAge = 0x81828384
+		return o
+	}
 	return []Op{
 		with(OpGet, 0, 0, "\x02k", ""),
 		with(OpScan, FlagReverse|FlagKeysOnly, ScanArg(100, 1<<16), "\x02a", "\x02z"),
@@ -49,6 +53,10 @@ func samples() []Op {
 		with(OpDelete, FlagIfVersion, 0x51, "\x02k", ""),
 		with(OpDeleteRange, 0, 0, "\x02a", "\x02z"),
 		with(OpBatch, 0, 0, "\x02k", string(batchValue(steps()...))),
+		with(OpGet, FlagFollower, 0, "\x02k", ""),
+		aged(with(OpGet, FlagStale, 0, "\x02k", "")),
+		aged(with(OpScan, FlagReverse|FlagStale|FlagFollower, ScanArg(100, 1<<16), "\x02a", "\x02z")),
+		with(OpReadIndex, 0, 0x51, "\x02a", "0123456789abcdef"),
 	}
 }
 
@@ -78,6 +86,12 @@ func TestBytesAreGolden(t *testing.T) {
 		name := o.Code.String()
 		if o.Flags&FlagIfVersion != 0 {
 			name += " if version"
+		}
+		if o.Flags&FlagFollower != 0 {
+			name += " at any replica"
+		}
+		if o.Flags&FlagStale != 0 {
+			name += " stale"
 		}
 		ops.Add(name, o.Append(nil))
 	}

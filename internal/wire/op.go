@@ -25,6 +25,8 @@ const (
 	OpDelete      OpCode = 4
 	OpDeleteRange OpCode = 5
 	OpBatch       OpCode = 6
+	// OpReadIndex is what a follower asks the leader for on behalf of its readers. Between nodes only; never in the log.
+	OpReadIndex OpCode = 7
 
 	OpCheckAbsent  OpCode = 16
 	OpCheckPresent OpCode = 17
@@ -47,6 +49,8 @@ func (c OpCode) String() string {
 		return "delete-range"
 	case OpBatch:
 		return "batch"
+	case OpReadIndex:
+		return "read-index"
 	case OpCheckAbsent:
 		return "check-absent"
 	case OpCheckPresent:
@@ -73,16 +77,25 @@ const (
 	FlagReverse uint8 = 1 << 1
 	// FlagKeysOnly makes a Scan return no values.
 	FlagKeysOnly uint8 = 1 << 2
+	// FlagFollower lets any replica serve a Get or Scan. It stays linearizable.
+	FlagFollower uint8 = 1 << 3
+	// FlagStale lets any replica serve a Get or Scan, from a state that is at most MaxAge old.
+	FlagStale uint8 = 1 << 4
 )
+
+// flagsAnyReplica are those of reads that need not go to the leader.
+const flagsAnyReplica = FlagFollower | FlagStale
 
 // known reports whether this binary knows the operation, and which flags it may carry. A flag that an operation does
 // not define is refused, never ignored: a sender that sets it expects an effect.
 func (c OpCode) known() (flags uint8, ok bool) {
 	switch c {
-	case OpGet, OpDeleteRange, OpBatch:
+	case OpDeleteRange, OpBatch, OpReadIndex:
 		return 0, true
+	case OpGet:
+		return flagsAnyReplica, true
 	case OpScan:
-		return FlagReverse | FlagKeysOnly, true
+		return FlagReverse | FlagKeysOnly | flagsAnyReplica, true
 	case OpPut, OpDelete:
 		return FlagIfVersion, true
 	}
@@ -93,6 +106,8 @@ func (c OpCode) known() (flags uint8, ok bool) {
 //
 //	0 u32 length of the whole operation | 4 u8 op | 5 u8 flags | 6 u16 key length | 8 u64 request id | 16 u64 shard
 //	24 u64 epoch version | 32 u64 arg | 40 u32 value length | 44 u32 time-out in ms (0: none) | 48 key | value
+//
+// With FlagStale the value section begins with u32 max age in ms, which its length counts.
 const HeaderSize = 48
 
 // Op is one operation. Key and Value are routing keys and raw user bytes:
@@ -103,6 +118,7 @@ const HeaderSize = 48
 //	Delete       Key; FlagIfVersion with Arg
 //	DeleteRange  Key = start, Value = end (exclusive)
 //	Batch        Key = first key written or checked (for routing), Value = concatenated sub-operations (see Sub)
+//	ReadIndex    Key = start of the shard, Arg = the node that is meant, Value = 16 bytes of its cluster's id
 type Op struct {
 	Code    OpCode
 	Flags   uint8
@@ -111,9 +127,18 @@ type Op struct {
 	Version uint64 // Epoch.Version that the sender believes; conf changes do not disturb data operations
 	Arg     uint64
 	Timeout uint32 // ms
+	MaxAge  uint32 // ms; with FlagStale on a Get or Scan, nowhere else
 	Key     []byte
 	Value   []byte
 }
+
+// stale reports whether the encoding holds MaxAge.
+func (o *Op) stale() bool { return o.Flags&FlagStale != 0 && o.Code.IsRead() }
+
+// AnyReplica reports whether the operation is a read that need not go to the leader.
+func (o *Op) AnyReplica() bool { return o.Flags&flagsAnyReplica != 0 && o.Code.IsRead() }
+
+const clusterSize = len(base.ClusterID{})
 
 // ErrTruncated marks a frame that ends inside an operation or answer.
 var ErrTruncated = errors.New("frame ends inside an operation")
@@ -129,7 +154,16 @@ var ErrUnknown = fmt.Errorf("unknown to this binary: %w", ErrInvalid)
 const maxValueLen = base.MaxBatchSize
 
 // Size returns the encoded size in bytes.
-func (o *Op) Size() int { return HeaderSize + len(o.Key) + len(o.Value) }
+func (o *Op) Size() int {
+	n := HeaderSize + len(o.Key) + len(o.Value)
+	if o.stale() {
+		n += ageSize
+	}
+	return n
+}
+
+// ageSize is the part of MaxAge in the encoding, in bytes.
+const ageSize = 4
 
 // Append encodes the operation at the end of buf. The caller has validated it.
 func (o *Op) Append(buf []byte) []byte {
@@ -140,9 +174,12 @@ func (o *Op) Append(buf []byte) []byte {
 	buf = binary.BigEndian.AppendUint64(buf, uint64(o.Shard))
 	buf = binary.BigEndian.AppendUint64(buf, o.Version)
 	buf = binary.BigEndian.AppendUint64(buf, o.Arg)
-	buf = binary.BigEndian.AppendUint32(buf, uint32(len(o.Value)))
+	buf = binary.BigEndian.AppendUint32(buf, uint32(o.Size()-HeaderSize-len(o.Key)))
 	buf = binary.BigEndian.AppendUint32(buf, o.Timeout)
 	buf = append(buf, o.Key...)
+	if o.stale() {
+		buf = binary.BigEndian.AppendUint32(buf, o.MaxAge)
+	}
 	return append(buf, o.Value...)
 }
 
@@ -175,6 +212,13 @@ func DecodeOp(b []byte, o *Op) (raw, rest []byte, err error) {
 		Key:     raw[HeaderSize : HeaderSize+klen : HeaderSize+klen],
 		Value:   raw[HeaderSize+klen : total : total],
 	}
+	if o.stale() {
+		if vlen < ageSize {
+			return nil, nil, fmt.Errorf("%s: value section of %d bytes has no max age: %w", o.Code, vlen, ErrInvalid)
+		}
+		o.MaxAge = binary.BigEndian.Uint32(o.Value)
+		o.Value = o.Value[ageSize:]
+	}
 	return raw, b[total:], nil
 }
 
@@ -192,7 +236,15 @@ func (o *Op) Validate() error {
 	if len(o.Key) == 0 || len(o.Key) > base.MaxKeySize+1 {
 		return keyError(o.Code, len(o.Key))
 	}
+	if o.stale() && o.MaxAge == 0 {
+		return fmt.Errorf("%s: stale read with a max age of 0: %w", o.Code, ErrInvalid)
+	}
 	switch o.Code {
+	case OpReadIndex:
+		if len(o.Value) != clusterSize {
+			return fmt.Errorf("%s: cluster id of %d bytes, want %d: %w", o.Code, len(o.Value), clusterSize, ErrInvalid)
+		}
+		return nil
 	case OpGet, OpDelete:
 		if len(o.Value) != 0 {
 			return fmt.Errorf("%s: unexpected value of %d bytes: %w", o.Code, len(o.Value), ErrInvalid)

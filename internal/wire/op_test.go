@@ -16,13 +16,17 @@ import (
 var shortBytes = rapid.SliceOfN(rapid.Byte(), 0, 64)
 
 func drawOp(t *rapid.T) Op {
-	return Op{
+	o := Op{
 		Code: OpCode(rapid.Byte().Draw(t, "code")), Flags: rapid.Byte().Draw(t, "flags"),
 		Req: rapid.Uint64().Draw(t, "req"), Shard: base.ShardID(rapid.Uint64().Draw(t, "shard")),
 		Version: rapid.Uint64().Draw(t, "version"), Arg: rapid.Uint64().Draw(t, "arg"),
 		Timeout: rapid.Uint32().Draw(t, "timeout"),
 		Key:     shortBytes.Draw(t, "key"), Value: shortBytes.Draw(t, "value"),
 	}
+	if o.stale() {
+		o.MaxAge = rapid.Uint32().Draw(t, "max age")
+	}
+	return o
 }
 
 func equalOp(a, b Op) bool {
@@ -181,7 +185,7 @@ func TestWhatIsNotKnownIsToldApart(t *testing.T) {
 	oddStep[1] = 1
 	for name, op := range map[string]Op{
 		"operation 0":                 {Key: k},
-		"operation 7":                 {Code: 7, Key: k},
+		"operation 8":                 {Code: 8, Key: k},
 		"unknown operation, no key":   {Code: 200},
 		"check outside a batch":       {Code: OpCheckAbsent, Key: k},
 		"unknown flag":                {Code: OpPut, Flags: 0x80, Key: k},
@@ -218,6 +222,10 @@ func TestKindsOfOperations(t *testing.T) {
 			if c.IsRead() || !c.IsWrite() || s.IsCheck() || s.IsWrite() || !known {
 				t.Errorf("%s must be a write, not a step", c)
 			}
+		case OpReadIndex:
+			if c.IsRead() || c.IsWrite() || s.IsCheck() || s.IsWrite() || !known {
+				t.Errorf("%s must be neither a read nor a write", c)
+			}
 		case OpCheckAbsent, OpCheckPresent, OpCheckVersion, OpCheckValue:
 			if c.IsRead() || c.IsWrite() || !s.IsCheck() || s.IsWrite() || known {
 				t.Errorf("%s must be a condition only", c)
@@ -227,6 +235,39 @@ func TestKindsOfOperations(t *testing.T) {
 				t.Errorf("%s must be nothing", c)
 			}
 		}
+	}
+}
+
+func TestOnlyReadsMayGoToAnyReplica(t *testing.T) {
+	for c := range OpCode(32) {
+		for _, flag := range []uint8{FlagFollower, FlagStale} {
+			o := Op{Code: c, Flags: flag, MaxAge: 1, Key: []byte("\x02k")}
+			switch c {
+			case OpScan:
+				o.Value = []byte("\x02l")
+			case OpBatch:
+				o.Value = batchValue(steps()...)
+			}
+			read := c == OpGet || c == OpScan
+			if o.AnyReplica() != read {
+				t.Errorf("%s with flag %#x: any replica %t", c, flag, !read)
+			}
+			if err := o.Validate(); read != (err == nil) || !read && !errors.Is(err, ErrUnknown) {
+				t.Errorf("%s with flag %#x: %v", c, flag, err)
+			}
+		}
+	}
+}
+
+func TestAStaleReadWithoutAMaxAgeIsRefused(t *testing.T) {
+	o := Op{Code: OpGet, Flags: FlagStale, Key: []byte("\x02k")}
+	if err := o.Validate(); !errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnknown) {
+		t.Errorf("max age 0: %v", err)
+	}
+	b := (&Op{Code: OpGet, Key: []byte("\x02k"), Value: []byte("abc")}).Append(nil)
+	b[5] = FlagStale
+	if _, _, err := DecodeOp(b, &o); !errors.Is(err, ErrInvalid) {
+		t.Errorf("value section of 3 bytes: %v", err)
 	}
 }
 

@@ -321,12 +321,12 @@ func TestUnknownCommandsFault(t *testing.T) {
 		"gap":             func(e *raftpb.Entry) { e.Index++ },
 		"again":           func(e *raftpb.Entry) { e.Index-- },
 		"older term":      func(e *raftpb.Entry) { e.Term = engine.InitialTerm - 1 },
-		"operation":       mendOp(func(o *wire.Op) { o.Code = 7 }),
+		"operation":       mendOp(func(o *wire.Op) { o.Code = 8 }),
 		"flag":            mendOp(func(o *wire.Op) { o.Flags = 0x40 }),
 		"flag elsewhere":  mendOp(func(o *wire.Op) { o.Flags = wire.FlagReverse }),
 		"step":            mendOp(func(o *wire.Op) { *o = batchOp(step(200, "c", "")) }),
 		"step flag":       mendOp(func(o *wire.Op) { *o = batchOp(step(wire.OpPut, "c", "")); o.Value[1] = 1 }),
-		"in other epochs": mendOp(func(o *wire.Op) { o.Code, o.Version = 7, 1 }),
+		"in other epochs": mendOp(func(o *wire.Op) { o.Code, o.Version = 8, 1 }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t)

@@ -27,7 +27,8 @@ type operation struct {
 	value      string // written, or read
 	version    uint64 // of the value, 0 if not known
 	call, back time.Duration
-	open       bool // a write whose outcome nobody knows
+	open       bool          // a write whose outcome nobody knows
+	stale      time.Duration // of a read: how old its state may be; 0: it is linearizable
 }
 
 func (h *history) add(o operation) {
@@ -76,6 +77,10 @@ func (h *history) check(t *testing.T) {
 	for _, k := range names {
 		ops := settleOpen(keys[k])
 		checkVersions(t, k, ops)
+		for _, why := range tooOld(ops) {
+			t.Errorf("key %s: %s", k, why)
+		}
+		ops = slices.DeleteFunc(ops, func(o operation) bool { return o.stale > 0 })
 		var in []porcupine.Operation
 		for _, o := range ops {
 			in = append(in, porcupine.Operation{
@@ -132,6 +137,24 @@ func checkVersions(t *testing.T, key string, ops []operation) {
 				key, b.value, b.version, a.value, a.version)
 		}
 	}
+}
+
+// tooOld names the stale reads of one key that missed something which was there before their bound: a write that was
+// acknowledged by then, or one that a linearizable read had returned.
+func tooOld(ops []operation) (out []string) {
+	for _, r := range ops {
+		if r.stale == 0 {
+			continue
+		}
+		for _, o := range ops {
+			if o.stale == 0 && !o.open && o.version > r.version && o.back <= r.call-r.stale {
+				out = append(out, fmt.Sprintf("client %d read %q v%d at %s with a bound of %s, and %q v%d was there at %s",
+					r.client, r.value, r.version, r.call, r.stale, o.value, o.version, o.back))
+				break
+			}
+		}
+	}
+	return out
 }
 
 func tail(ops []operation) string {

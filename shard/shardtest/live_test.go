@@ -30,6 +30,7 @@ type live struct {
 	nodes  []*liveNode
 	shards []base.ShardID
 	hist   history
+	asks   liveAsks
 	moving *moving // nil: replicas stay where they are
 	stop   chan struct{}
 	wg     sync.WaitGroup
@@ -71,7 +72,7 @@ func (n *liveNode) start() {
 	}
 	n.life++
 	cfg := shard.Config{
-		Store: n.id, Incarnation: n.life, Engine: eng, Sender: n, Clock: n.c.clock, Workers: 2, ApplyWorkers: 2,
+		Store: n.id, Incarnation: n.life, Engine: eng, Sender: n, Indexes: n, Clock: n.clock(), Workers: 2, ApplyWorkers: 2,
 		Tick: tick, Logger: quiet(), EntryBytes: 400, MaxSizePerMsg: 600, MaxInflightMsgs: 8, RequestTimeout: 3 * time.Second,
 		OnLeader: n.c.obs.leads,
 		Fault: func(id base.ShardID, r base.ReplicaID, reason string) {
@@ -158,7 +159,10 @@ func (n *liveNode) do(op *wire.Op) wire.Answer {
 		return wire.Answer{Code: wire.Unavailable}
 	}
 	if op.Code.IsRead() {
-		store.ReadIndex([]shard.ReadRequest{{Shard: op.Shard, Version: op.Version, Key: op.Key, Req: 1, Waiter: w}})
+		store.ReadIndex([]shard.ReadRequest{{
+			Shard: op.Shard, Version: op.Version, Key: op.Key, Req: 1, Waiter: w,
+			Follower: op.Flags&wire.FlagFollower != 0, MaxAge: time.Duration(op.MaxAge) * time.Millisecond,
+		}})
 	} else {
 		store.Write([]shard.WriteRequest{{Shard: op.Shard, Version: op.Version, Req: 1, Raw: op.Append(nil), Waiter: w}})
 	}
@@ -196,13 +200,15 @@ func (c *live) client(id int) {
 			o.value = fmt.Sprintf("%d.%d", id, i)
 			op.Code, op.Value = wire.OpPut, []byte(o.value)
 		}
-		to := leader[sh]
-		if to == 0 || id%2 == 1 && rng.IntN(10) == 0 {
+		to, anywhere := leader[sh], chooseReplica(rng, &op, &o)
+		if to == 0 || anywhere || id%2 == 1 && rng.IntN(10) == 0 {
 			to = base.StoreID(1 + rng.IntN(len(c.nodes)))
 		}
 		a := c.nodes[to-1].do(&op)
 		o.back = c.clock.Boot()
-		leader[sh] = to
+		if !anywhere {
+			leader[sh] = to
+		}
 		switch {
 		case a.Code == wire.OK || a.Code == wire.NotFound:
 			o.version = a.Arg
@@ -465,6 +471,7 @@ func TestClustersUnderFaultsKeepRaftsPropertiesAndAreLinearizable(t *testing.T) 
 				if reads < 100 || writes < 100 || terms <= size.shards {
 					t.Errorf("too little happened to prove anything")
 				}
+				c.asks.check(t, &c.hist)
 				c.hist.check(t)
 			})
 		})

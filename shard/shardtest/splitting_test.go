@@ -108,13 +108,15 @@ func (c *live) keyClient(id int) {
 			o.value = fmt.Sprintf("%d.%d", id, i)
 			op.Code, op.Value = wire.OpPut, []byte(o.value)
 		}
-		to := leader[d.Shard]
-		if to == 0 || id%2 == 1 && rng.IntN(10) == 0 {
+		to, anywhere := leader[d.Shard], chooseReplica(rng, &op, &o)
+		if to == 0 || anywhere || id%2 == 1 && rng.IntN(10) == 0 {
 			to = base.StoreID(1 + rng.IntN(len(c.nodes)))
 		}
 		a := c.nodes[to-1].do(&op)
 		o.back = c.clock.Boot()
-		leader[d.Shard] = to
+		if !anywhere {
+			leader[d.Shard] = to
+		}
 		switch {
 		case a.Code == wire.OK || a.Code == wire.NotFound:
 			o.version = a.Arg

@@ -1888,7 +1888,9 @@ type LookupResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Routes []*Route               `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`
 	// Addresses of all nodes, by node id.
-	Addresses     map[uint64]string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Addresses map[uint64]string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What tells the nodes apart, by node id, as far as the answering node knows.
+	Labels        map[uint64]*NodeLabels `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1937,6 +1939,57 @@ func (x *LookupResponse) GetAddresses() map[uint64]string {
 	return nil
 }
 
+func (x *LookupResponse) GetLabels() map[uint64]*NodeLabels {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type NodeLabels struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeLabels) Reset() {
+	*x = NodeLabels{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeLabels) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeLabels) ProtoMessage() {}
+
+func (x *NodeLabels) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeLabels.ProtoReflect.Descriptor instead.
+func (*NodeLabels) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *NodeLabels) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type Route struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Fixed layout of base.Descriptor.
@@ -1948,7 +2001,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	mi := &file_shardd_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2013,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[25]
+	mi := &file_shardd_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2026,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Route) GetDescriptor_() []byte {
@@ -2028,7 +2081,7 @@ type JobSpec struct {
 
 func (x *JobSpec) Reset() {
 	*x = JobSpec{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[26]
+	mi := &file_shardd_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2093,7 @@ func (x *JobSpec) String() string {
 func (*JobSpec) ProtoMessage() {}
 
 func (x *JobSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[26]
+	mi := &file_shardd_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2106,7 @@ func (x *JobSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobSpec.ProtoReflect.Descriptor instead.
 func (*JobSpec) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JobSpec) GetKind() string {
@@ -2183,7 +2236,7 @@ type JobStep struct {
 
 func (x *JobStep) Reset() {
 	*x = JobStep{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[27]
+	mi := &file_shardd_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2248,7 @@ func (x *JobStep) String() string {
 func (*JobStep) ProtoMessage() {}
 
 func (x *JobStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[27]
+	mi := &file_shardd_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2261,7 @@ func (x *JobStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobStep.ProtoReflect.Descriptor instead.
 func (*JobStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JobStep) GetName() string {
@@ -2295,7 +2348,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[28]
+	mi := &file_shardd_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2360,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[28]
+	mi := &file_shardd_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2373,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Job) GetJobId() uint64 {
@@ -2396,7 +2449,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[29]
+	mi := &file_shardd_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +2461,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[29]
+	mi := &file_shardd_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +2474,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartJobRequest) GetSpec() *JobSpec {
@@ -2448,7 +2501,7 @@ type StartJobResponse struct {
 
 func (x *StartJobResponse) Reset() {
 	*x = StartJobResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[30]
+	mi := &file_shardd_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2513,7 @@ func (x *StartJobResponse) String() string {
 func (*StartJobResponse) ProtoMessage() {}
 
 func (x *StartJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[30]
+	mi := &file_shardd_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2526,7 @@ func (x *StartJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobResponse.ProtoReflect.Descriptor instead.
 func (*StartJobResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StartJobResponse) GetJob() *Job {
@@ -2495,7 +2548,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[31]
+	mi := &file_shardd_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2560,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[31]
+	mi := &file_shardd_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2573,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListJobsRequest) GetRunning() bool {
@@ -2546,7 +2599,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[32]
+	mi := &file_shardd_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2611,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[32]
+	mi := &file_shardd_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2624,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -2590,7 +2643,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[33]
+	mi := &file_shardd_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2655,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[33]
+	mi := &file_shardd_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2668,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetJobRequest) GetJobId() uint64 {
@@ -2634,7 +2687,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[34]
+	mi := &file_shardd_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2699,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[34]
+	mi := &file_shardd_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2712,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -2678,7 +2731,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[35]
+	mi := &file_shardd_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2690,7 +2743,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[35]
+	mi := &file_shardd_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2703,7 +2756,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CancelJobRequest) GetJobId() uint64 {
@@ -2722,7 +2775,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[36]
+	mi := &file_shardd_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +2787,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[36]
+	mi := &file_shardd_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +2800,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -2766,7 +2819,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[37]
+	mi := &file_shardd_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +2831,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[37]
+	mi := &file_shardd_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +2844,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UndrainRequest) GetNodeId() uint64 {
@@ -2809,7 +2862,7 @@ type UndrainResponse struct {
 
 func (x *UndrainResponse) Reset() {
 	*x = UndrainResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[38]
+	mi := &file_shardd_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +2874,7 @@ func (x *UndrainResponse) String() string {
 func (*UndrainResponse) ProtoMessage() {}
 
 func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[38]
+	mi := &file_shardd_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +2887,7 @@ func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
 func (*UndrainResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type SetSnapshotLimitsRequest struct {
@@ -2848,7 +2901,7 @@ type SetSnapshotLimitsRequest struct {
 
 func (x *SetSnapshotLimitsRequest) Reset() {
 	*x = SetSnapshotLimitsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[39]
+	mi := &file_shardd_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +2913,7 @@ func (x *SetSnapshotLimitsRequest) String() string {
 func (*SetSnapshotLimitsRequest) ProtoMessage() {}
 
 func (x *SetSnapshotLimitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[39]
+	mi := &file_shardd_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +2926,7 @@ func (x *SetSnapshotLimitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSnapshotLimitsRequest.ProtoReflect.Descriptor instead.
 func (*SetSnapshotLimitsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetSnapshotLimitsRequest) GetSendBytesPerSecond() uint64 {
@@ -2900,7 +2953,7 @@ type SetSnapshotLimitsResponse struct {
 
 func (x *SetSnapshotLimitsResponse) Reset() {
 	*x = SetSnapshotLimitsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[40]
+	mi := &file_shardd_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2965,7 @@ func (x *SetSnapshotLimitsResponse) String() string {
 func (*SetSnapshotLimitsResponse) ProtoMessage() {}
 
 func (x *SetSnapshotLimitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[40]
+	mi := &file_shardd_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +2978,7 @@ func (x *SetSnapshotLimitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSnapshotLimitsResponse.ProtoReflect.Descriptor instead.
 func (*SetSnapshotLimitsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetSnapshotLimitsResponse) GetSendBytesPerSecond() uint64 {
@@ -2950,7 +3003,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[41]
+	mi := &file_shardd_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3015,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[41]
+	mi := &file_shardd_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3028,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type ListSnapshotsResponse struct {
@@ -2987,7 +3040,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[42]
+	mi := &file_shardd_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3052,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[42]
+	mi := &file_shardd_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3065,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotProgress {
@@ -3046,7 +3099,7 @@ type SnapshotProgress struct {
 
 func (x *SnapshotProgress) Reset() {
 	*x = SnapshotProgress{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[43]
+	mi := &file_shardd_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3111,7 @@ func (x *SnapshotProgress) String() string {
 func (*SnapshotProgress) ProtoMessage() {}
 
 func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[43]
+	mi := &file_shardd_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3124,7 @@ func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
 func (*SnapshotProgress) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SnapshotProgress) GetShardId() uint64 {
@@ -3159,7 +3212,7 @@ type LivenessRequest struct {
 
 func (x *LivenessRequest) Reset() {
 	*x = LivenessRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3224,7 @@ func (x *LivenessRequest) String() string {
 func (*LivenessRequest) ProtoMessage() {}
 
 func (x *LivenessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[44]
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3237,7 @@ func (x *LivenessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LivenessRequest.ProtoReflect.Descriptor instead.
 func (*LivenessRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type LivenessResponse struct {
@@ -3203,7 +3256,7 @@ type LivenessResponse struct {
 
 func (x *LivenessResponse) Reset() {
 	*x = LivenessResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3268,7 @@ func (x *LivenessResponse) String() string {
 func (*LivenessResponse) ProtoMessage() {}
 
 func (x *LivenessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3281,7 @@ func (x *LivenessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LivenessResponse.ProtoReflect.Descriptor instead.
 func (*LivenessResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LivenessResponse) GetNodeId() uint64 {
@@ -3286,7 +3339,7 @@ type PeerLiveness struct {
 
 func (x *PeerLiveness) Reset() {
 	*x = PeerLiveness{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3351,7 @@ func (x *PeerLiveness) String() string {
 func (*PeerLiveness) ProtoMessage() {}
 
 func (x *PeerLiveness) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3364,7 @@ func (x *PeerLiveness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLiveness.ProtoReflect.Descriptor instead.
 func (*PeerLiveness) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PeerLiveness) GetNodeId() uint64 {
@@ -3378,7 +3431,7 @@ type Support struct {
 
 func (x *Support) Reset() {
 	*x = Support{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3390,7 +3443,7 @@ func (x *Support) String() string {
 func (*Support) ProtoMessage() {}
 
 func (x *Support) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3403,7 +3456,7 @@ func (x *Support) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Support.ProtoReflect.Descriptor instead.
 func (*Support) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Support) GetIncarnation() uint64 {
@@ -3443,7 +3496,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3508,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3521,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WhyRequest) GetSubject() isWhyRequest_Subject {
@@ -3552,7 +3605,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +3617,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +3630,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Decision) GetUnixMs() uint64 {
@@ -3635,7 +3688,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3700,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3713,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Candidate) GetWhat() string {
@@ -3705,7 +3758,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3717,7 +3770,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3730,7 +3783,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WhyResponse) GetSummary() string {
@@ -3762,7 +3815,7 @@ type BalanceStatusRequest struct {
 
 func (x *BalanceStatusRequest) Reset() {
 	*x = BalanceStatusRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +3827,7 @@ func (x *BalanceStatusRequest) String() string {
 func (*BalanceStatusRequest) ProtoMessage() {}
 
 func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +3840,7 @@ func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceStatusRequest.ProtoReflect.Descriptor instead.
 func (*BalanceStatusRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 type Operator struct {
@@ -3809,7 +3862,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +3874,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +3887,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Operator) GetOperatorId() uint64 {
@@ -3928,7 +3981,7 @@ type BalanceStatusResponse struct {
 
 func (x *BalanceStatusResponse) Reset() {
 	*x = BalanceStatusResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +3993,7 @@ func (x *BalanceStatusResponse) String() string {
 func (*BalanceStatusResponse) ProtoMessage() {}
 
 func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4006,7 @@ func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceStatusResponse.ProtoReflect.Descriptor instead.
 func (*BalanceStatusResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BalanceStatusResponse) GetState() string {
@@ -4064,7 +4117,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4076,7 +4129,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4089,7 +4142,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Count) GetWhat() string {
@@ -4129,7 +4182,7 @@ type BalanceLimits struct {
 
 func (x *BalanceLimits) Reset() {
 	*x = BalanceLimits{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4141,7 +4194,7 @@ func (x *BalanceLimits) String() string {
 func (*BalanceLimits) ProtoMessage() {}
 
 func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4154,7 +4207,7 @@ func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceLimits.ProtoReflect.Descriptor instead.
 func (*BalanceLimits) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BalanceLimits) GetOperators() uint32 {
@@ -4226,7 +4279,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4238,7 +4291,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4251,7 +4304,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetBalanceRequest) GetPause() []string {
@@ -4285,7 +4338,7 @@ type SetBalanceResponse struct {
 
 func (x *SetBalanceResponse) Reset() {
 	*x = SetBalanceResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4297,7 +4350,7 @@ func (x *SetBalanceResponse) String() string {
 func (*SetBalanceResponse) ProtoMessage() {}
 
 func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4310,7 +4363,7 @@ func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceResponse.ProtoReflect.Descriptor instead.
 func (*SetBalanceResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SetBalanceResponse) GetLimits() *BalanceLimits {
@@ -4342,7 +4395,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4354,7 +4407,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4367,7 +4420,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SimulateRequest) GetAddNodes() []string {
@@ -4413,7 +4466,7 @@ type SimulatedMove struct {
 
 func (x *SimulatedMove) Reset() {
 	*x = SimulatedMove{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4425,7 +4478,7 @@ func (x *SimulatedMove) String() string {
 func (*SimulatedMove) ProtoMessage() {}
 
 func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4438,7 +4491,7 @@ func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedMove.ProtoReflect.Descriptor instead.
 func (*SimulatedMove) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SimulatedMove) GetAtMs() uint64 {
@@ -4507,7 +4560,7 @@ type SimulatedNode struct {
 
 func (x *SimulatedNode) Reset() {
 	*x = SimulatedNode{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4519,7 +4572,7 @@ func (x *SimulatedNode) String() string {
 func (*SimulatedNode) ProtoMessage() {}
 
 func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4532,7 +4585,7 @@ func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedNode.ProtoReflect.Descriptor instead.
 func (*SimulatedNode) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SimulatedNode) GetNodeId() uint64 {
@@ -4615,7 +4668,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4627,7 +4680,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4640,7 +4693,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SimulateResponse) GetMoves() []*SimulatedMove {
@@ -4700,7 +4753,7 @@ type GetZonesRequest struct {
 
 func (x *GetZonesRequest) Reset() {
 	*x = GetZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4712,7 +4765,7 @@ func (x *GetZonesRequest) String() string {
 func (*GetZonesRequest) ProtoMessage() {}
 
 func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4725,7 +4778,7 @@ func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetZonesRequest.ProtoReflect.Descriptor instead.
 func (*GetZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 type GetZonesResponse struct {
@@ -4739,7 +4792,7 @@ type GetZonesResponse struct {
 
 func (x *GetZonesResponse) Reset() {
 	*x = GetZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4751,7 +4804,7 @@ func (x *GetZonesResponse) String() string {
 func (*GetZonesResponse) ProtoMessage() {}
 
 func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4764,7 +4817,7 @@ func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetZonesResponse.ProtoReflect.Descriptor instead.
 func (*GetZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetZonesResponse) GetYaml() string {
@@ -4793,7 +4846,7 @@ type ApplyZonesRequest struct {
 
 func (x *ApplyZonesRequest) Reset() {
 	*x = ApplyZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4805,7 +4858,7 @@ func (x *ApplyZonesRequest) String() string {
 func (*ApplyZonesRequest) ProtoMessage() {}
 
 func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4818,7 +4871,7 @@ func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyZonesRequest.ProtoReflect.Descriptor instead.
 func (*ApplyZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ApplyZonesRequest) GetYaml() string {
@@ -4855,7 +4908,7 @@ type ApplyZonesResponse struct {
 
 func (x *ApplyZonesResponse) Reset() {
 	*x = ApplyZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4867,7 +4920,7 @@ func (x *ApplyZonesResponse) String() string {
 func (*ApplyZonesResponse) ProtoMessage() {}
 
 func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4880,7 +4933,7 @@ func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyZonesResponse.ProtoReflect.Descriptor instead.
 func (*ApplyZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ApplyZonesResponse) GetDiff() []string {
@@ -4913,7 +4966,7 @@ type ExplainZonesRequest struct {
 
 func (x *ExplainZonesRequest) Reset() {
 	*x = ExplainZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4925,7 +4978,7 @@ func (x *ExplainZonesRequest) String() string {
 func (*ExplainZonesRequest) ProtoMessage() {}
 
 func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4938,7 +4991,7 @@ func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainZonesRequest.ProtoReflect.Descriptor instead.
 func (*ExplainZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainZonesRequest) GetShardId() uint64 {
@@ -4962,7 +5015,7 @@ type ExplainedReplica struct {
 
 func (x *ExplainedReplica) Reset() {
 	*x = ExplainedReplica{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4974,7 +5027,7 @@ func (x *ExplainedReplica) String() string {
 func (*ExplainedReplica) ProtoMessage() {}
 
 func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4987,7 +5040,7 @@ func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedReplica.ProtoReflect.Descriptor instead.
 func (*ExplainedReplica) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExplainedReplica) GetNodeId() uint64 {
@@ -5041,7 +5094,7 @@ type ExplainZonesResponse struct {
 
 func (x *ExplainZonesResponse) Reset() {
 	*x = ExplainZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5053,7 +5106,7 @@ func (x *ExplainZonesResponse) String() string {
 func (*ExplainZonesResponse) ProtoMessage() {}
 
 func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5066,7 +5119,7 @@ func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainZonesResponse.ProtoReflect.Descriptor instead.
 func (*ExplainZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExplainZonesResponse) GetRule() string {
@@ -5115,7 +5168,7 @@ type ShardLogRequest struct {
 
 func (x *ShardLogRequest) Reset() {
 	*x = ShardLogRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5180,7 @@ func (x *ShardLogRequest) String() string {
 func (*ShardLogRequest) ProtoMessage() {}
 
 func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5193,7 @@ func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardLogRequest.ProtoReflect.Descriptor instead.
 func (*ShardLogRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ShardLogRequest) GetShardId() uint64 {
@@ -5170,7 +5223,7 @@ type ShardEvent struct {
 
 func (x *ShardEvent) Reset() {
 	*x = ShardEvent{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5182,7 +5235,7 @@ func (x *ShardEvent) String() string {
 func (*ShardEvent) ProtoMessage() {}
 
 func (x *ShardEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5195,7 +5248,7 @@ func (x *ShardEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardEvent.ProtoReflect.Descriptor instead.
 func (*ShardEvent) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ShardEvent) GetUnixMs() uint64 {
@@ -5236,7 +5289,7 @@ type ShardLogResponse struct {
 
 func (x *ShardLogResponse) Reset() {
 	*x = ShardLogResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5248,7 +5301,7 @@ func (x *ShardLogResponse) String() string {
 func (*ShardLogResponse) ProtoMessage() {}
 
 func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5261,7 +5314,7 @@ func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardLogResponse.ProtoReflect.Descriptor instead.
 func (*ShardLogResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ShardLogResponse) GetEvents() []*ShardEvent {
@@ -5283,7 +5336,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5295,7 +5348,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5308,7 +5361,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TopRequest) GetShards() uint32 {
@@ -5337,7 +5390,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5349,7 +5402,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5362,7 +5415,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TopResponse) GetNodes() []*NodeInfo {
@@ -5404,7 +5457,7 @@ type HotKeysRequest struct {
 
 func (x *HotKeysRequest) Reset() {
 	*x = HotKeysRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5416,7 +5469,7 @@ func (x *HotKeysRequest) String() string {
 func (*HotKeysRequest) ProtoMessage() {}
 
 func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5429,7 +5482,7 @@ func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKeysRequest.ProtoReflect.Descriptor instead.
 func (*HotKeysRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *HotKeysRequest) GetShardId() uint64 {
@@ -5459,7 +5512,7 @@ type HotKey struct {
 
 func (x *HotKey) Reset() {
 	*x = HotKey{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5471,7 +5524,7 @@ func (x *HotKey) String() string {
 func (*HotKey) ProtoMessage() {}
 
 func (x *HotKey) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5484,7 +5537,7 @@ func (x *HotKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKey.ProtoReflect.Descriptor instead.
 func (*HotKey) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *HotKey) GetKey() []byte {
@@ -5519,7 +5572,7 @@ type HotKeysResponse struct {
 
 func (x *HotKeysResponse) Reset() {
 	*x = HotKeysResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5531,7 +5584,7 @@ func (x *HotKeysResponse) String() string {
 func (*HotKeysResponse) ProtoMessage() {}
 
 func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5544,7 +5597,7 @@ func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKeysResponse.ProtoReflect.Descriptor instead.
 func (*HotKeysResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *HotKeysResponse) GetKeys() []*HotKey {
@@ -5582,7 +5635,7 @@ type HotMapRequest struct {
 
 func (x *HotMapRequest) Reset() {
 	*x = HotMapRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5594,7 +5647,7 @@ func (x *HotMapRequest) String() string {
 func (*HotMapRequest) ProtoMessage() {}
 
 func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5607,7 +5660,7 @@ func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotMapRequest.ProtoReflect.Descriptor instead.
 func (*HotMapRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *HotMapRequest) GetBackMs() uint64 {
@@ -5653,7 +5706,7 @@ type HotMapResponse struct {
 
 func (x *HotMapResponse) Reset() {
 	*x = HotMapResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5665,7 +5718,7 @@ func (x *HotMapResponse) String() string {
 func (*HotMapResponse) ProtoMessage() {}
 
 func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5678,7 +5731,7 @@ func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotMapResponse.ProtoReflect.Descriptor instead.
 func (*HotMapResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *HotMapResponse) GetBounds() [][]byte {
@@ -5719,7 +5772,7 @@ type DecommissionNodeRequest struct {
 
 func (x *DecommissionNodeRequest) Reset() {
 	*x = DecommissionNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5731,7 +5784,7 @@ func (x *DecommissionNodeRequest) String() string {
 func (*DecommissionNodeRequest) ProtoMessage() {}
 
 func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5744,7 +5797,7 @@ func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecommissionNodeRequest.ProtoReflect.Descriptor instead.
 func (*DecommissionNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DecommissionNodeRequest) GetNodeId() uint64 {
@@ -5778,7 +5831,7 @@ type DecommissionNodeResponse struct {
 
 func (x *DecommissionNodeResponse) Reset() {
 	*x = DecommissionNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5790,7 +5843,7 @@ func (x *DecommissionNodeResponse) String() string {
 func (*DecommissionNodeResponse) ProtoMessage() {}
 
 func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5803,7 +5856,7 @@ func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecommissionNodeResponse.ProtoReflect.Descriptor instead.
 func (*DecommissionNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DecommissionNodeResponse) GetJob() *Job {
@@ -5857,7 +5910,7 @@ type RecommissionNodeRequest struct {
 
 func (x *RecommissionNodeRequest) Reset() {
 	*x = RecommissionNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5869,7 +5922,7 @@ func (x *RecommissionNodeRequest) String() string {
 func (*RecommissionNodeRequest) ProtoMessage() {}
 
 func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5882,7 +5935,7 @@ func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommissionNodeRequest.ProtoReflect.Descriptor instead.
 func (*RecommissionNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RecommissionNodeRequest) GetNodeId() uint64 {
@@ -5900,7 +5953,7 @@ type RecommissionNodeResponse struct {
 
 func (x *RecommissionNodeResponse) Reset() {
 	*x = RecommissionNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5912,7 +5965,7 @@ func (x *RecommissionNodeResponse) String() string {
 func (*RecommissionNodeResponse) ProtoMessage() {}
 
 func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5925,7 +5978,7 @@ func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommissionNodeResponse.ProtoReflect.Descriptor instead.
 func (*RecommissionNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 type RemoveNodeRequest struct {
@@ -5939,7 +5992,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	mi := &file_shardd_v1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5951,7 +6004,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	mi := &file_shardd_v1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5964,7 +6017,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() uint64 {
@@ -5991,7 +6044,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[85]
+	mi := &file_shardd_v1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6003,7 +6056,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[85]
+	mi := &file_shardd_v1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6016,7 +6069,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{85}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RemoveNodeResponse) GetShards() uint32 {
@@ -6040,7 +6093,7 @@ type RecoverQuorumRequest struct {
 
 func (x *RecoverQuorumRequest) Reset() {
 	*x = RecoverQuorumRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[86]
+	mi := &file_shardd_v1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6052,7 +6105,7 @@ func (x *RecoverQuorumRequest) String() string {
 func (*RecoverQuorumRequest) ProtoMessage() {}
 
 func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[86]
+	mi := &file_shardd_v1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6065,7 +6118,7 @@ func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverQuorumRequest.ProtoReflect.Descriptor instead.
 func (*RecoverQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{86}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RecoverQuorumRequest) GetAction() string {
@@ -6112,7 +6165,7 @@ type RecoverShard struct {
 
 func (x *RecoverShard) Reset() {
 	*x = RecoverShard{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[87]
+	mi := &file_shardd_v1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6124,7 +6177,7 @@ func (x *RecoverShard) String() string {
 func (*RecoverShard) ProtoMessage() {}
 
 func (x *RecoverShard) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[87]
+	mi := &file_shardd_v1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6137,7 +6190,7 @@ func (x *RecoverShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverShard.ProtoReflect.Descriptor instead.
 func (*RecoverShard) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{87}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RecoverShard) GetShardId() uint64 {
@@ -6231,7 +6284,7 @@ type RecoverQuorumResponse struct {
 
 func (x *RecoverQuorumResponse) Reset() {
 	*x = RecoverQuorumResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[88]
+	mi := &file_shardd_v1_admin_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6243,7 +6296,7 @@ func (x *RecoverQuorumResponse) String() string {
 func (*RecoverQuorumResponse) ProtoMessage() {}
 
 func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[88]
+	mi := &file_shardd_v1_admin_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6256,7 +6309,7 @@ func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverQuorumResponse.ProtoReflect.Descriptor instead.
 func (*RecoverQuorumResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{88}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RecoverQuorumResponse) GetPlanToken() string {
@@ -6477,12 +6530,22 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\rLookupRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x18\n" +
-	"\areverse\x18\x03 \x01(\bR\areverse\"\xc0\x01\n" +
+	"\areverse\x18\x03 \x01(\bR\areverse\"\xd1\x02\n" +
 	"\x0eLookupResponse\x12(\n" +
 	"\x06routes\x18\x01 \x03(\v2\x10.shardd.v1.RouteR\x06routes\x12F\n" +
-	"\taddresses\x18\x02 \x03(\v2(.shardd.v1.LookupResponse.AddressesEntryR\taddresses\x1a<\n" +
+	"\taddresses\x18\x02 \x03(\v2(.shardd.v1.LookupResponse.AddressesEntryR\taddresses\x12=\n" +
+	"\x06labels\x18\x03 \x03(\v2%.shardd.v1.LookupResponse.LabelsEntryR\x06labels\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aP\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x04R\x03key\x12+\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.shardd.v1.NodeLabelsR\x05value:\x028\x01\"\x82\x01\n" +
+	"\n" +
+	"NodeLabels\x129\n" +
+	"\x06labels\x18\x01 \x03(\v2!.shardd.v1.NodeLabels.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
 	"\x05Route\x12\x1e\n" +
 	"\n" +
@@ -6873,7 +6936,7 @@ func file_shardd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_admin_proto_rawDescData
 }
 
-var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
+var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_shardd_v1_admin_proto_goTypes = []any{
 	(*InitRequest)(nil),               // 0: shardd.v1.InitRequest
 	(*InitResponse)(nil),              // 1: shardd.v1.InitResponse
@@ -6900,79 +6963,82 @@ var file_shardd_v1_admin_proto_goTypes = []any{
 	(*HealthResponse)(nil),            // 22: shardd.v1.HealthResponse
 	(*LookupRequest)(nil),             // 23: shardd.v1.LookupRequest
 	(*LookupResponse)(nil),            // 24: shardd.v1.LookupResponse
-	(*Route)(nil),                     // 25: shardd.v1.Route
-	(*JobSpec)(nil),                   // 26: shardd.v1.JobSpec
-	(*JobStep)(nil),                   // 27: shardd.v1.JobStep
-	(*Job)(nil),                       // 28: shardd.v1.Job
-	(*StartJobRequest)(nil),           // 29: shardd.v1.StartJobRequest
-	(*StartJobResponse)(nil),          // 30: shardd.v1.StartJobResponse
-	(*ListJobsRequest)(nil),           // 31: shardd.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),          // 32: shardd.v1.ListJobsResponse
-	(*GetJobRequest)(nil),             // 33: shardd.v1.GetJobRequest
-	(*GetJobResponse)(nil),            // 34: shardd.v1.GetJobResponse
-	(*CancelJobRequest)(nil),          // 35: shardd.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),         // 36: shardd.v1.CancelJobResponse
-	(*UndrainRequest)(nil),            // 37: shardd.v1.UndrainRequest
-	(*UndrainResponse)(nil),           // 38: shardd.v1.UndrainResponse
-	(*SetSnapshotLimitsRequest)(nil),  // 39: shardd.v1.SetSnapshotLimitsRequest
-	(*SetSnapshotLimitsResponse)(nil), // 40: shardd.v1.SetSnapshotLimitsResponse
-	(*ListSnapshotsRequest)(nil),      // 41: shardd.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 42: shardd.v1.ListSnapshotsResponse
-	(*SnapshotProgress)(nil),          // 43: shardd.v1.SnapshotProgress
-	(*LivenessRequest)(nil),           // 44: shardd.v1.LivenessRequest
-	(*LivenessResponse)(nil),          // 45: shardd.v1.LivenessResponse
-	(*PeerLiveness)(nil),              // 46: shardd.v1.PeerLiveness
-	(*Support)(nil),                   // 47: shardd.v1.Support
-	(*WhyRequest)(nil),                // 48: shardd.v1.WhyRequest
-	(*Decision)(nil),                  // 49: shardd.v1.Decision
-	(*Candidate)(nil),                 // 50: shardd.v1.Candidate
-	(*WhyResponse)(nil),               // 51: shardd.v1.WhyResponse
-	(*BalanceStatusRequest)(nil),      // 52: shardd.v1.BalanceStatusRequest
-	(*Operator)(nil),                  // 53: shardd.v1.Operator
-	(*BalanceStatusResponse)(nil),     // 54: shardd.v1.BalanceStatusResponse
-	(*Count)(nil),                     // 55: shardd.v1.Count
-	(*BalanceLimits)(nil),             // 56: shardd.v1.BalanceLimits
-	(*SetBalanceRequest)(nil),         // 57: shardd.v1.SetBalanceRequest
-	(*SetBalanceResponse)(nil),        // 58: shardd.v1.SetBalanceResponse
-	(*SimulateRequest)(nil),           // 59: shardd.v1.SimulateRequest
-	(*SimulatedMove)(nil),             // 60: shardd.v1.SimulatedMove
-	(*SimulatedNode)(nil),             // 61: shardd.v1.SimulatedNode
-	(*SimulateResponse)(nil),          // 62: shardd.v1.SimulateResponse
-	(*GetZonesRequest)(nil),           // 63: shardd.v1.GetZonesRequest
-	(*GetZonesResponse)(nil),          // 64: shardd.v1.GetZonesResponse
-	(*ApplyZonesRequest)(nil),         // 65: shardd.v1.ApplyZonesRequest
-	(*ApplyZonesResponse)(nil),        // 66: shardd.v1.ApplyZonesResponse
-	(*ExplainZonesRequest)(nil),       // 67: shardd.v1.ExplainZonesRequest
-	(*ExplainedReplica)(nil),          // 68: shardd.v1.ExplainedReplica
-	(*ExplainZonesResponse)(nil),      // 69: shardd.v1.ExplainZonesResponse
-	(*ShardLogRequest)(nil),           // 70: shardd.v1.ShardLogRequest
-	(*ShardEvent)(nil),                // 71: shardd.v1.ShardEvent
-	(*ShardLogResponse)(nil),          // 72: shardd.v1.ShardLogResponse
-	(*TopRequest)(nil),                // 73: shardd.v1.TopRequest
-	(*TopResponse)(nil),               // 74: shardd.v1.TopResponse
-	(*HotKeysRequest)(nil),            // 75: shardd.v1.HotKeysRequest
-	(*HotKey)(nil),                    // 76: shardd.v1.HotKey
-	(*HotKeysResponse)(nil),           // 77: shardd.v1.HotKeysResponse
-	(*HotMapRequest)(nil),             // 78: shardd.v1.HotMapRequest
-	(*HotMapResponse)(nil),            // 79: shardd.v1.HotMapResponse
-	(*DecommissionNodeRequest)(nil),   // 80: shardd.v1.DecommissionNodeRequest
-	(*DecommissionNodeResponse)(nil),  // 81: shardd.v1.DecommissionNodeResponse
-	(*RecommissionNodeRequest)(nil),   // 82: shardd.v1.RecommissionNodeRequest
-	(*RecommissionNodeResponse)(nil),  // 83: shardd.v1.RecommissionNodeResponse
-	(*RemoveNodeRequest)(nil),         // 84: shardd.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 85: shardd.v1.RemoveNodeResponse
-	(*RecoverQuorumRequest)(nil),      // 86: shardd.v1.RecoverQuorumRequest
-	(*RecoverShard)(nil),              // 87: shardd.v1.RecoverShard
-	(*RecoverQuorumResponse)(nil),     // 88: shardd.v1.RecoverQuorumResponse
-	nil,                               // 89: shardd.v1.NodeStatusResponse.LabelsEntry
-	nil,                               // 90: shardd.v1.NodeInfo.LabelsEntry
-	nil,                               // 91: shardd.v1.LookupResponse.AddressesEntry
+	(*NodeLabels)(nil),                // 25: shardd.v1.NodeLabels
+	(*Route)(nil),                     // 26: shardd.v1.Route
+	(*JobSpec)(nil),                   // 27: shardd.v1.JobSpec
+	(*JobStep)(nil),                   // 28: shardd.v1.JobStep
+	(*Job)(nil),                       // 29: shardd.v1.Job
+	(*StartJobRequest)(nil),           // 30: shardd.v1.StartJobRequest
+	(*StartJobResponse)(nil),          // 31: shardd.v1.StartJobResponse
+	(*ListJobsRequest)(nil),           // 32: shardd.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),          // 33: shardd.v1.ListJobsResponse
+	(*GetJobRequest)(nil),             // 34: shardd.v1.GetJobRequest
+	(*GetJobResponse)(nil),            // 35: shardd.v1.GetJobResponse
+	(*CancelJobRequest)(nil),          // 36: shardd.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),         // 37: shardd.v1.CancelJobResponse
+	(*UndrainRequest)(nil),            // 38: shardd.v1.UndrainRequest
+	(*UndrainResponse)(nil),           // 39: shardd.v1.UndrainResponse
+	(*SetSnapshotLimitsRequest)(nil),  // 40: shardd.v1.SetSnapshotLimitsRequest
+	(*SetSnapshotLimitsResponse)(nil), // 41: shardd.v1.SetSnapshotLimitsResponse
+	(*ListSnapshotsRequest)(nil),      // 42: shardd.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 43: shardd.v1.ListSnapshotsResponse
+	(*SnapshotProgress)(nil),          // 44: shardd.v1.SnapshotProgress
+	(*LivenessRequest)(nil),           // 45: shardd.v1.LivenessRequest
+	(*LivenessResponse)(nil),          // 46: shardd.v1.LivenessResponse
+	(*PeerLiveness)(nil),              // 47: shardd.v1.PeerLiveness
+	(*Support)(nil),                   // 48: shardd.v1.Support
+	(*WhyRequest)(nil),                // 49: shardd.v1.WhyRequest
+	(*Decision)(nil),                  // 50: shardd.v1.Decision
+	(*Candidate)(nil),                 // 51: shardd.v1.Candidate
+	(*WhyResponse)(nil),               // 52: shardd.v1.WhyResponse
+	(*BalanceStatusRequest)(nil),      // 53: shardd.v1.BalanceStatusRequest
+	(*Operator)(nil),                  // 54: shardd.v1.Operator
+	(*BalanceStatusResponse)(nil),     // 55: shardd.v1.BalanceStatusResponse
+	(*Count)(nil),                     // 56: shardd.v1.Count
+	(*BalanceLimits)(nil),             // 57: shardd.v1.BalanceLimits
+	(*SetBalanceRequest)(nil),         // 58: shardd.v1.SetBalanceRequest
+	(*SetBalanceResponse)(nil),        // 59: shardd.v1.SetBalanceResponse
+	(*SimulateRequest)(nil),           // 60: shardd.v1.SimulateRequest
+	(*SimulatedMove)(nil),             // 61: shardd.v1.SimulatedMove
+	(*SimulatedNode)(nil),             // 62: shardd.v1.SimulatedNode
+	(*SimulateResponse)(nil),          // 63: shardd.v1.SimulateResponse
+	(*GetZonesRequest)(nil),           // 64: shardd.v1.GetZonesRequest
+	(*GetZonesResponse)(nil),          // 65: shardd.v1.GetZonesResponse
+	(*ApplyZonesRequest)(nil),         // 66: shardd.v1.ApplyZonesRequest
+	(*ApplyZonesResponse)(nil),        // 67: shardd.v1.ApplyZonesResponse
+	(*ExplainZonesRequest)(nil),       // 68: shardd.v1.ExplainZonesRequest
+	(*ExplainedReplica)(nil),          // 69: shardd.v1.ExplainedReplica
+	(*ExplainZonesResponse)(nil),      // 70: shardd.v1.ExplainZonesResponse
+	(*ShardLogRequest)(nil),           // 71: shardd.v1.ShardLogRequest
+	(*ShardEvent)(nil),                // 72: shardd.v1.ShardEvent
+	(*ShardLogResponse)(nil),          // 73: shardd.v1.ShardLogResponse
+	(*TopRequest)(nil),                // 74: shardd.v1.TopRequest
+	(*TopResponse)(nil),               // 75: shardd.v1.TopResponse
+	(*HotKeysRequest)(nil),            // 76: shardd.v1.HotKeysRequest
+	(*HotKey)(nil),                    // 77: shardd.v1.HotKey
+	(*HotKeysResponse)(nil),           // 78: shardd.v1.HotKeysResponse
+	(*HotMapRequest)(nil),             // 79: shardd.v1.HotMapRequest
+	(*HotMapResponse)(nil),            // 80: shardd.v1.HotMapResponse
+	(*DecommissionNodeRequest)(nil),   // 81: shardd.v1.DecommissionNodeRequest
+	(*DecommissionNodeResponse)(nil),  // 82: shardd.v1.DecommissionNodeResponse
+	(*RecommissionNodeRequest)(nil),   // 83: shardd.v1.RecommissionNodeRequest
+	(*RecommissionNodeResponse)(nil),  // 84: shardd.v1.RecommissionNodeResponse
+	(*RemoveNodeRequest)(nil),         // 85: shardd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 86: shardd.v1.RemoveNodeResponse
+	(*RecoverQuorumRequest)(nil),      // 87: shardd.v1.RecoverQuorumRequest
+	(*RecoverShard)(nil),              // 88: shardd.v1.RecoverShard
+	(*RecoverQuorumResponse)(nil),     // 89: shardd.v1.RecoverQuorumResponse
+	nil,                               // 90: shardd.v1.NodeStatusResponse.LabelsEntry
+	nil,                               // 91: shardd.v1.NodeInfo.LabelsEntry
+	nil,                               // 92: shardd.v1.LookupResponse.AddressesEntry
+	nil,                               // 93: shardd.v1.LookupResponse.LabelsEntry
+	nil,                               // 94: shardd.v1.NodeLabels.LabelsEntry
 }
 var file_shardd_v1_admin_proto_depIdxs = []int32{
-	89, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
+	90, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
 	8,  // 1: shardd.v1.ClusterStatusResponse.nodes:type_name -> shardd.v1.NodeInfo
 	8,  // 2: shardd.v1.ListNodesResponse.nodes:type_name -> shardd.v1.NodeInfo
-	90, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
+	91, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
 	9,  // 4: shardd.v1.NodeInfo.load:type_name -> shardd.v1.Load
 	13, // 5: shardd.v1.ListShardsResponse.shards:type_name -> shardd.v1.ShardInfo
 	12, // 6: shardd.v1.ShardInfo.replicas:type_name -> shardd.v1.ReplicaInfo
@@ -6981,108 +7047,111 @@ var file_shardd_v1_admin_proto_depIdxs = []int32{
 	16, // 9: shardd.v1.DescribeShardResponse.replicas:type_name -> shardd.v1.ReplicaStatus
 	17, // 10: shardd.v1.ReplicaStatus.progress:type_name -> shardd.v1.FollowerProgress
 	21, // 11: shardd.v1.HealthResponse.checks:type_name -> shardd.v1.HealthCheck
-	25, // 12: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
-	91, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
-	26, // 14: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
-	27, // 15: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
-	26, // 16: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
-	28, // 17: shardd.v1.StartJobResponse.job:type_name -> shardd.v1.Job
-	28, // 18: shardd.v1.ListJobsResponse.jobs:type_name -> shardd.v1.Job
-	28, // 19: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
-	28, // 20: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
-	43, // 21: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
-	46, // 22: shardd.v1.LivenessResponse.peers:type_name -> shardd.v1.PeerLiveness
-	47, // 23: shardd.v1.PeerLiveness.gives:type_name -> shardd.v1.Support
-	47, // 24: shardd.v1.PeerLiveness.has:type_name -> shardd.v1.Support
-	50, // 25: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
-	49, // 26: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
-	49, // 27: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
-	53, // 28: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
-	53, // 29: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
-	56, // 30: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
-	55, // 31: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
-	56, // 32: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
-	56, // 33: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
-	60, // 34: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
-	61, // 35: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
-	68, // 36: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
-	50, // 37: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
-	71, // 38: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
-	8,  // 39: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
-	13, // 40: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
-	9,  // 41: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
-	76, // 42: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
-	28, // 43: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
-	87, // 44: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
-	0,  // 45: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
-	2,  // 46: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
-	4,  // 47: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
-	6,  // 48: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
-	10, // 49: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
-	14, // 50: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
-	18, // 51: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
-	20, // 52: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
-	29, // 53: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
-	31, // 54: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
-	33, // 55: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
-	35, // 56: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
-	37, // 57: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
-	39, // 58: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
-	41, // 59: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
-	44, // 60: shardd.v1.AdminService.Liveness:input_type -> shardd.v1.LivenessRequest
-	48, // 61: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
-	52, // 62: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
-	57, // 63: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
-	59, // 64: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
-	63, // 65: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
-	65, // 66: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
-	67, // 67: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
-	70, // 68: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
-	73, // 69: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
-	75, // 70: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
-	78, // 71: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
-	80, // 72: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
-	82, // 73: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
-	84, // 74: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
-	86, // 75: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
-	23, // 76: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
-	1,  // 77: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
-	3,  // 78: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
-	5,  // 79: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
-	7,  // 80: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
-	11, // 81: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
-	15, // 82: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
-	19, // 83: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
-	22, // 84: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
-	30, // 85: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
-	32, // 86: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
-	34, // 87: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
-	36, // 88: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
-	38, // 89: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
-	40, // 90: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
-	42, // 91: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
-	45, // 92: shardd.v1.AdminService.Liveness:output_type -> shardd.v1.LivenessResponse
-	51, // 93: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
-	54, // 94: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
-	58, // 95: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
-	62, // 96: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
-	64, // 97: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
-	66, // 98: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
-	69, // 99: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
-	72, // 100: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
-	74, // 101: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
-	77, // 102: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
-	79, // 103: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
-	81, // 104: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
-	83, // 105: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
-	85, // 106: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
-	88, // 107: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
-	24, // 108: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
-	77, // [77:109] is the sub-list for method output_type
-	45, // [45:77] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	26, // 12: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
+	92, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
+	93, // 14: shardd.v1.LookupResponse.labels:type_name -> shardd.v1.LookupResponse.LabelsEntry
+	94, // 15: shardd.v1.NodeLabels.labels:type_name -> shardd.v1.NodeLabels.LabelsEntry
+	27, // 16: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
+	28, // 17: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
+	27, // 18: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
+	29, // 19: shardd.v1.StartJobResponse.job:type_name -> shardd.v1.Job
+	29, // 20: shardd.v1.ListJobsResponse.jobs:type_name -> shardd.v1.Job
+	29, // 21: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
+	29, // 22: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
+	44, // 23: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
+	47, // 24: shardd.v1.LivenessResponse.peers:type_name -> shardd.v1.PeerLiveness
+	48, // 25: shardd.v1.PeerLiveness.gives:type_name -> shardd.v1.Support
+	48, // 26: shardd.v1.PeerLiveness.has:type_name -> shardd.v1.Support
+	51, // 27: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
+	50, // 28: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
+	50, // 29: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
+	54, // 30: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
+	54, // 31: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
+	57, // 32: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
+	56, // 33: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
+	57, // 34: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
+	57, // 35: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
+	61, // 36: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
+	62, // 37: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
+	69, // 38: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
+	51, // 39: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
+	72, // 40: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
+	8,  // 41: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
+	13, // 42: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
+	9,  // 43: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
+	77, // 44: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
+	29, // 45: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
+	88, // 46: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
+	25, // 47: shardd.v1.LookupResponse.LabelsEntry.value:type_name -> shardd.v1.NodeLabels
+	0,  // 48: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
+	2,  // 49: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
+	4,  // 50: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
+	6,  // 51: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
+	10, // 52: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
+	14, // 53: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
+	18, // 54: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
+	20, // 55: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
+	30, // 56: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
+	32, // 57: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
+	34, // 58: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
+	36, // 59: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
+	38, // 60: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
+	40, // 61: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
+	42, // 62: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
+	45, // 63: shardd.v1.AdminService.Liveness:input_type -> shardd.v1.LivenessRequest
+	49, // 64: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
+	53, // 65: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
+	58, // 66: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
+	60, // 67: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
+	64, // 68: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
+	66, // 69: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
+	68, // 70: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
+	71, // 71: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
+	74, // 72: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
+	76, // 73: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
+	79, // 74: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
+	81, // 75: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
+	83, // 76: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
+	85, // 77: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
+	87, // 78: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
+	23, // 79: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
+	1,  // 80: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
+	3,  // 81: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
+	5,  // 82: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
+	7,  // 83: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
+	11, // 84: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
+	15, // 85: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
+	19, // 86: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
+	22, // 87: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
+	31, // 88: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
+	33, // 89: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
+	35, // 90: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
+	37, // 91: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
+	39, // 92: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
+	41, // 93: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
+	43, // 94: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
+	46, // 95: shardd.v1.AdminService.Liveness:output_type -> shardd.v1.LivenessResponse
+	52, // 96: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
+	55, // 97: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
+	59, // 98: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
+	63, // 99: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
+	65, // 100: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
+	67, // 101: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
+	70, // 102: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
+	73, // 103: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
+	75, // 104: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
+	78, // 105: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
+	80, // 106: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
+	82, // 107: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
+	84, // 108: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
+	86, // 109: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
+	89, // 110: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
+	24, // 111: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
+	80, // [80:112] is the sub-list for method output_type
+	48, // [48:80] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_admin_proto_init() }
@@ -7090,8 +7159,8 @@ func file_shardd_v1_admin_proto_init() {
 	if File_shardd_v1_admin_proto != nil {
 		return
 	}
-	file_shardd_v1_admin_proto_msgTypes[46].OneofWrappers = []any{}
-	file_shardd_v1_admin_proto_msgTypes[48].OneofWrappers = []any{
+	file_shardd_v1_admin_proto_msgTypes[47].OneofWrappers = []any{}
+	file_shardd_v1_admin_proto_msgTypes[49].OneofWrappers = []any{
 		(*WhyRequest_ShardId)(nil),
 		(*WhyRequest_NodeId)(nil),
 		(*WhyRequest_OperatorId)(nil),
@@ -7102,7 +7171,7 @@ func file_shardd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_admin_proto_rawDesc), len(file_shardd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   92,
+			NumMessages:   95,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

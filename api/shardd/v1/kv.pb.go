@@ -21,16 +21,72 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ReadOptions says from where a read is served. Without it: from the leader, linearizable.
+type ReadOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Any replica may serve it, the nearest one to the node that is asked; it stays linearizable.
+	AtFollower bool `protobuf:"varint,1,opt,name=at_follower,json=atFollower,proto3" json:"at_follower,omitempty"`
+	// If above 0: any replica may serve it, from a state that is at most this old.
+	MaxStalenessMs uint32 `protobuf:"varint,2,opt,name=max_staleness_ms,json=maxStalenessMs,proto3" json:"max_staleness_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReadOptions) Reset() {
+	*x = ReadOptions{}
+	mi := &file_shardd_v1_kv_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadOptions) ProtoMessage() {}
+
+func (x *ReadOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_kv_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadOptions.ProtoReflect.Descriptor instead.
+func (*ReadOptions) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ReadOptions) GetAtFollower() bool {
+	if x != nil {
+		return x.AtFollower
+	}
+	return false
+}
+
+func (x *ReadOptions) GetMaxStalenessMs() uint32 {
+	if x != nil {
+		return x.MaxStalenessMs
+	}
+	return 0
+}
+
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Read          *ReadOptions           `protobuf:"bytes,2,opt,name=read,proto3" json:"read,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[0]
+	mi := &file_shardd_v1_kv_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -42,7 +98,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[0]
+	mi := &file_shardd_v1_kv_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -55,12 +111,19 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{0}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *GetRequest) GetKey() []byte {
 	if x != nil {
 		return x.Key
+	}
+	return nil
+}
+
+func (x *GetRequest) GetRead() *ReadOptions {
+	if x != nil {
+		return x.Read
 	}
 	return nil
 }
@@ -75,7 +138,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[1]
+	mi := &file_shardd_v1_kv_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -87,7 +150,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[1]
+	mi := &file_shardd_v1_kv_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -100,7 +163,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{1}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetResponse) GetValue() []byte {
@@ -120,13 +183,14 @@ func (x *GetResponse) GetVersion() uint64 {
 type MultiGetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Keys          [][]byte               `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Read          *ReadOptions           `protobuf:"bytes,2,opt,name=read,proto3" json:"read,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MultiGetRequest) Reset() {
 	*x = MultiGetRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[2]
+	mi := &file_shardd_v1_kv_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -138,7 +202,7 @@ func (x *MultiGetRequest) String() string {
 func (*MultiGetRequest) ProtoMessage() {}
 
 func (x *MultiGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[2]
+	mi := &file_shardd_v1_kv_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -151,12 +215,19 @@ func (x *MultiGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MultiGetRequest.ProtoReflect.Descriptor instead.
 func (*MultiGetRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{2}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MultiGetRequest) GetKeys() [][]byte {
 	if x != nil {
 		return x.Keys
+	}
+	return nil
+}
+
+func (x *MultiGetRequest) GetRead() *ReadOptions {
+	if x != nil {
+		return x.Read
 	}
 	return nil
 }
@@ -171,7 +242,7 @@ type MultiGetResponse struct {
 
 func (x *MultiGetResponse) Reset() {
 	*x = MultiGetResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[3]
+	mi := &file_shardd_v1_kv_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +254,7 @@ func (x *MultiGetResponse) String() string {
 func (*MultiGetResponse) ProtoMessage() {}
 
 func (x *MultiGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[3]
+	mi := &file_shardd_v1_kv_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +267,7 @@ func (x *MultiGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MultiGetResponse.ProtoReflect.Descriptor instead.
 func (*MultiGetResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{3}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MultiGetResponse) GetRows() []*Row {
@@ -218,7 +289,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[4]
+	mi := &file_shardd_v1_kv_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -230,7 +301,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[4]
+	mi := &file_shardd_v1_kv_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -243,7 +314,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{4}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PutRequest) GetKey() []byte {
@@ -276,7 +347,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[5]
+	mi := &file_shardd_v1_kv_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +359,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[5]
+	mi := &file_shardd_v1_kv_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +372,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{5}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutResponse) GetVersion() uint64 {
@@ -322,7 +393,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[6]
+	mi := &file_shardd_v1_kv_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +405,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[6]
+	mi := &file_shardd_v1_kv_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +418,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{6}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteRequest) GetKey() []byte {
@@ -373,7 +444,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[7]
+	mi := &file_shardd_v1_kv_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +456,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[7]
+	mi := &file_shardd_v1_kv_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +469,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{7}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteResponse) GetVersion() uint64 {
@@ -419,7 +490,7 @@ type DeleteRangeRequest struct {
 
 func (x *DeleteRangeRequest) Reset() {
 	*x = DeleteRangeRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[8]
+	mi := &file_shardd_v1_kv_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +502,7 @@ func (x *DeleteRangeRequest) String() string {
 func (*DeleteRangeRequest) ProtoMessage() {}
 
 func (x *DeleteRangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[8]
+	mi := &file_shardd_v1_kv_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +515,7 @@ func (x *DeleteRangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRangeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRangeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{8}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteRangeRequest) GetStart() []byte {
@@ -471,7 +542,7 @@ type DeleteRangeResponse struct {
 
 func (x *DeleteRangeResponse) Reset() {
 	*x = DeleteRangeResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[9]
+	mi := &file_shardd_v1_kv_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -483,7 +554,7 @@ func (x *DeleteRangeResponse) String() string {
 func (*DeleteRangeResponse) ProtoMessage() {}
 
 func (x *DeleteRangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[9]
+	mi := &file_shardd_v1_kv_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -496,7 +567,7 @@ func (x *DeleteRangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRangeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRangeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{9}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteRangeResponse) GetShards() uint32 {
@@ -522,7 +593,7 @@ type BatchStep struct {
 
 func (x *BatchStep) Reset() {
 	*x = BatchStep{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[10]
+	mi := &file_shardd_v1_kv_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +605,7 @@ func (x *BatchStep) String() string {
 func (*BatchStep) ProtoMessage() {}
 
 func (x *BatchStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[10]
+	mi := &file_shardd_v1_kv_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +618,7 @@ func (x *BatchStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStep.ProtoReflect.Descriptor instead.
 func (*BatchStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{10}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BatchStep) GetStep() isBatchStep_Step {
@@ -631,7 +702,7 @@ type PutStep struct {
 
 func (x *PutStep) Reset() {
 	*x = PutStep{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[11]
+	mi := &file_shardd_v1_kv_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +714,7 @@ func (x *PutStep) String() string {
 func (*PutStep) ProtoMessage() {}
 
 func (x *PutStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[11]
+	mi := &file_shardd_v1_kv_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +727,7 @@ func (x *PutStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutStep.ProtoReflect.Descriptor instead.
 func (*PutStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{11}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PutStep) GetKey() []byte {
@@ -682,7 +753,7 @@ type DeleteStep struct {
 
 func (x *DeleteStep) Reset() {
 	*x = DeleteStep{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[12]
+	mi := &file_shardd_v1_kv_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +765,7 @@ func (x *DeleteStep) String() string {
 func (*DeleteStep) ProtoMessage() {}
 
 func (x *DeleteStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[12]
+	mi := &file_shardd_v1_kv_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +778,7 @@ func (x *DeleteStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStep.ProtoReflect.Descriptor instead.
 func (*DeleteStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{12}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteStep) GetKey() []byte {
@@ -727,7 +798,7 @@ type DeleteRangeStep struct {
 
 func (x *DeleteRangeStep) Reset() {
 	*x = DeleteRangeStep{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[13]
+	mi := &file_shardd_v1_kv_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +810,7 @@ func (x *DeleteRangeStep) String() string {
 func (*DeleteRangeStep) ProtoMessage() {}
 
 func (x *DeleteRangeStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[13]
+	mi := &file_shardd_v1_kv_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +823,7 @@ func (x *DeleteRangeStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRangeStep.ProtoReflect.Descriptor instead.
 func (*DeleteRangeStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{13}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteRangeStep) GetStart() []byte {
@@ -786,7 +857,7 @@ type CheckStep struct {
 
 func (x *CheckStep) Reset() {
 	*x = CheckStep{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[14]
+	mi := &file_shardd_v1_kv_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +869,7 @@ func (x *CheckStep) String() string {
 func (*CheckStep) ProtoMessage() {}
 
 func (x *CheckStep) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[14]
+	mi := &file_shardd_v1_kv_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +882,7 @@ func (x *CheckStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckStep.ProtoReflect.Descriptor instead.
 func (*CheckStep) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{14}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CheckStep) GetKey() []byte {
@@ -901,7 +972,7 @@ type BatchRequest struct {
 
 func (x *BatchRequest) Reset() {
 	*x = BatchRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[15]
+	mi := &file_shardd_v1_kv_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +984,7 @@ func (x *BatchRequest) String() string {
 func (*BatchRequest) ProtoMessage() {}
 
 func (x *BatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[15]
+	mi := &file_shardd_v1_kv_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +997,7 @@ func (x *BatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRequest.ProtoReflect.Descriptor instead.
 func (*BatchRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{15}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BatchRequest) GetSteps() []*BatchStep {
@@ -945,7 +1016,7 @@ type BatchResponse struct {
 
 func (x *BatchResponse) Reset() {
 	*x = BatchResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[16]
+	mi := &file_shardd_v1_kv_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1028,7 @@ func (x *BatchResponse) String() string {
 func (*BatchResponse) ProtoMessage() {}
 
 func (x *BatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[16]
+	mi := &file_shardd_v1_kv_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1041,7 @@ func (x *BatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchResponse.ProtoReflect.Descriptor instead.
 func (*BatchResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{16}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BatchResponse) GetVersion() uint64 {
@@ -986,16 +1057,17 @@ type ScanRequest struct {
 	// Exclusive. Empty means the end of the key space.
 	End []byte `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
 	// Rows in this page; 0 means 1000.
-	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
-	Reverse       bool   `protobuf:"varint,4,opt,name=reverse,proto3" json:"reverse,omitempty"`
-	KeysOnly      bool   `protobuf:"varint,5,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	Limit         uint32       `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	Reverse       bool         `protobuf:"varint,4,opt,name=reverse,proto3" json:"reverse,omitempty"`
+	KeysOnly      bool         `protobuf:"varint,5,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	Read          *ReadOptions `protobuf:"bytes,6,opt,name=read,proto3" json:"read,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ScanRequest) Reset() {
 	*x = ScanRequest{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[17]
+	mi := &file_shardd_v1_kv_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1079,7 @@ func (x *ScanRequest) String() string {
 func (*ScanRequest) ProtoMessage() {}
 
 func (x *ScanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[17]
+	mi := &file_shardd_v1_kv_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1092,7 @@ func (x *ScanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanRequest.ProtoReflect.Descriptor instead.
 func (*ScanRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{17}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ScanRequest) GetStart() []byte {
@@ -1058,6 +1130,13 @@ func (x *ScanRequest) GetKeysOnly() bool {
 	return false
 }
 
+func (x *ScanRequest) GetRead() *ReadOptions {
+	if x != nil {
+		return x.Read
+	}
+	return nil
+}
+
 type Row struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1069,7 +1148,7 @@ type Row struct {
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[18]
+	mi := &file_shardd_v1_kv_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1160,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[18]
+	mi := &file_shardd_v1_kv_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1173,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{18}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Row) GetKey() []byte {
@@ -1129,7 +1208,7 @@ type ScanResponse struct {
 
 func (x *ScanResponse) Reset() {
 	*x = ScanResponse{}
-	mi := &file_shardd_v1_kv_proto_msgTypes[19]
+	mi := &file_shardd_v1_kv_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1220,7 @@ func (x *ScanResponse) String() string {
 func (*ScanResponse) ProtoMessage() {}
 
 func (x *ScanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_kv_proto_msgTypes[19]
+	mi := &file_shardd_v1_kv_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1233,7 @@ func (x *ScanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanResponse.ProtoReflect.Descriptor instead.
 func (*ScanResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{19}
+	return file_shardd_v1_kv_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ScanResponse) GetRows() []*Row {
@@ -1175,15 +1254,21 @@ var File_shardd_v1_kv_proto protoreflect.FileDescriptor
 
 const file_shardd_v1_kv_proto_rawDesc = "" +
 	"\n" +
-	"\x12shardd/v1/kv.proto\x12\tshardd.v1\"\x1e\n" +
+	"\x12shardd/v1/kv.proto\x12\tshardd.v1\"X\n" +
+	"\vReadOptions\x12\x1f\n" +
+	"\vat_follower\x18\x01 \x01(\bR\n" +
+	"atFollower\x12(\n" +
+	"\x10max_staleness_ms\x18\x02 \x01(\rR\x0emaxStalenessMs\"J\n" +
 	"\n" +
 	"GetRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\"=\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12*\n" +
+	"\x04read\x18\x02 \x01(\v2\x16.shardd.v1.ReadOptionsR\x04read\"=\n" +
 	"\vGetResponse\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\fR\x05value\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"%\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"Q\n" +
 	"\x0fMultiGetRequest\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\fR\x04keys\"6\n" +
+	"\x04keys\x18\x01 \x03(\fR\x04keys\x12*\n" +
+	"\x04read\x18\x02 \x01(\v2\x16.shardd.v1.ReadOptionsR\x04read\"6\n" +
 	"\x10MultiGetResponse\x12\"\n" +
 	"\x04rows\x18\x01 \x03(\v2\x0e.shardd.v1.RowR\x04rows\"g\n" +
 	"\n" +
@@ -1232,13 +1317,14 @@ const file_shardd_v1_kv_proto_rawDesc = "" +
 	"\fBatchRequest\x12*\n" +
 	"\x05steps\x18\x01 \x03(\v2\x14.shardd.v1.BatchStepR\x05steps\")\n" +
 	"\rBatchResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x04R\aversion\"\x82\x01\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\"\xae\x01\n" +
 	"\vScanRequest\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\fR\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\fR\x03end\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x18\n" +
 	"\areverse\x18\x04 \x01(\bR\areverse\x12\x1b\n" +
-	"\tkeys_only\x18\x05 \x01(\bR\bkeysOnly\"G\n" +
+	"\tkeys_only\x18\x05 \x01(\bR\bkeysOnly\x12*\n" +
+	"\x04read\x18\x06 \x01(\v2\x16.shardd.v1.ReadOptionsR\x04read\"G\n" +
 	"\x03Row\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
@@ -1267,56 +1353,60 @@ func file_shardd_v1_kv_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_kv_proto_rawDescData
 }
 
-var file_shardd_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_shardd_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_shardd_v1_kv_proto_goTypes = []any{
-	(*GetRequest)(nil),          // 0: shardd.v1.GetRequest
-	(*GetResponse)(nil),         // 1: shardd.v1.GetResponse
-	(*MultiGetRequest)(nil),     // 2: shardd.v1.MultiGetRequest
-	(*MultiGetResponse)(nil),    // 3: shardd.v1.MultiGetResponse
-	(*PutRequest)(nil),          // 4: shardd.v1.PutRequest
-	(*PutResponse)(nil),         // 5: shardd.v1.PutResponse
-	(*DeleteRequest)(nil),       // 6: shardd.v1.DeleteRequest
-	(*DeleteResponse)(nil),      // 7: shardd.v1.DeleteResponse
-	(*DeleteRangeRequest)(nil),  // 8: shardd.v1.DeleteRangeRequest
-	(*DeleteRangeResponse)(nil), // 9: shardd.v1.DeleteRangeResponse
-	(*BatchStep)(nil),           // 10: shardd.v1.BatchStep
-	(*PutStep)(nil),             // 11: shardd.v1.PutStep
-	(*DeleteStep)(nil),          // 12: shardd.v1.DeleteStep
-	(*DeleteRangeStep)(nil),     // 13: shardd.v1.DeleteRangeStep
-	(*CheckStep)(nil),           // 14: shardd.v1.CheckStep
-	(*BatchRequest)(nil),        // 15: shardd.v1.BatchRequest
-	(*BatchResponse)(nil),       // 16: shardd.v1.BatchResponse
-	(*ScanRequest)(nil),         // 17: shardd.v1.ScanRequest
-	(*Row)(nil),                 // 18: shardd.v1.Row
-	(*ScanResponse)(nil),        // 19: shardd.v1.ScanResponse
+	(*ReadOptions)(nil),         // 0: shardd.v1.ReadOptions
+	(*GetRequest)(nil),          // 1: shardd.v1.GetRequest
+	(*GetResponse)(nil),         // 2: shardd.v1.GetResponse
+	(*MultiGetRequest)(nil),     // 3: shardd.v1.MultiGetRequest
+	(*MultiGetResponse)(nil),    // 4: shardd.v1.MultiGetResponse
+	(*PutRequest)(nil),          // 5: shardd.v1.PutRequest
+	(*PutResponse)(nil),         // 6: shardd.v1.PutResponse
+	(*DeleteRequest)(nil),       // 7: shardd.v1.DeleteRequest
+	(*DeleteResponse)(nil),      // 8: shardd.v1.DeleteResponse
+	(*DeleteRangeRequest)(nil),  // 9: shardd.v1.DeleteRangeRequest
+	(*DeleteRangeResponse)(nil), // 10: shardd.v1.DeleteRangeResponse
+	(*BatchStep)(nil),           // 11: shardd.v1.BatchStep
+	(*PutStep)(nil),             // 12: shardd.v1.PutStep
+	(*DeleteStep)(nil),          // 13: shardd.v1.DeleteStep
+	(*DeleteRangeStep)(nil),     // 14: shardd.v1.DeleteRangeStep
+	(*CheckStep)(nil),           // 15: shardd.v1.CheckStep
+	(*BatchRequest)(nil),        // 16: shardd.v1.BatchRequest
+	(*BatchResponse)(nil),       // 17: shardd.v1.BatchResponse
+	(*ScanRequest)(nil),         // 18: shardd.v1.ScanRequest
+	(*Row)(nil),                 // 19: shardd.v1.Row
+	(*ScanResponse)(nil),        // 20: shardd.v1.ScanResponse
 }
 var file_shardd_v1_kv_proto_depIdxs = []int32{
-	18, // 0: shardd.v1.MultiGetResponse.rows:type_name -> shardd.v1.Row
-	11, // 1: shardd.v1.BatchStep.put:type_name -> shardd.v1.PutStep
-	12, // 2: shardd.v1.BatchStep.delete:type_name -> shardd.v1.DeleteStep
-	13, // 3: shardd.v1.BatchStep.delete_range:type_name -> shardd.v1.DeleteRangeStep
-	14, // 4: shardd.v1.BatchStep.check:type_name -> shardd.v1.CheckStep
-	10, // 5: shardd.v1.BatchRequest.steps:type_name -> shardd.v1.BatchStep
-	18, // 6: shardd.v1.ScanResponse.rows:type_name -> shardd.v1.Row
-	0,  // 7: shardd.v1.KVService.Get:input_type -> shardd.v1.GetRequest
-	2,  // 8: shardd.v1.KVService.MultiGet:input_type -> shardd.v1.MultiGetRequest
-	4,  // 9: shardd.v1.KVService.Put:input_type -> shardd.v1.PutRequest
-	6,  // 10: shardd.v1.KVService.Delete:input_type -> shardd.v1.DeleteRequest
-	8,  // 11: shardd.v1.KVService.DeleteRange:input_type -> shardd.v1.DeleteRangeRequest
-	15, // 12: shardd.v1.KVService.Batch:input_type -> shardd.v1.BatchRequest
-	17, // 13: shardd.v1.KVService.Scan:input_type -> shardd.v1.ScanRequest
-	1,  // 14: shardd.v1.KVService.Get:output_type -> shardd.v1.GetResponse
-	3,  // 15: shardd.v1.KVService.MultiGet:output_type -> shardd.v1.MultiGetResponse
-	5,  // 16: shardd.v1.KVService.Put:output_type -> shardd.v1.PutResponse
-	7,  // 17: shardd.v1.KVService.Delete:output_type -> shardd.v1.DeleteResponse
-	9,  // 18: shardd.v1.KVService.DeleteRange:output_type -> shardd.v1.DeleteRangeResponse
-	16, // 19: shardd.v1.KVService.Batch:output_type -> shardd.v1.BatchResponse
-	19, // 20: shardd.v1.KVService.Scan:output_type -> shardd.v1.ScanResponse
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	0,  // 0: shardd.v1.GetRequest.read:type_name -> shardd.v1.ReadOptions
+	0,  // 1: shardd.v1.MultiGetRequest.read:type_name -> shardd.v1.ReadOptions
+	19, // 2: shardd.v1.MultiGetResponse.rows:type_name -> shardd.v1.Row
+	12, // 3: shardd.v1.BatchStep.put:type_name -> shardd.v1.PutStep
+	13, // 4: shardd.v1.BatchStep.delete:type_name -> shardd.v1.DeleteStep
+	14, // 5: shardd.v1.BatchStep.delete_range:type_name -> shardd.v1.DeleteRangeStep
+	15, // 6: shardd.v1.BatchStep.check:type_name -> shardd.v1.CheckStep
+	11, // 7: shardd.v1.BatchRequest.steps:type_name -> shardd.v1.BatchStep
+	0,  // 8: shardd.v1.ScanRequest.read:type_name -> shardd.v1.ReadOptions
+	19, // 9: shardd.v1.ScanResponse.rows:type_name -> shardd.v1.Row
+	1,  // 10: shardd.v1.KVService.Get:input_type -> shardd.v1.GetRequest
+	3,  // 11: shardd.v1.KVService.MultiGet:input_type -> shardd.v1.MultiGetRequest
+	5,  // 12: shardd.v1.KVService.Put:input_type -> shardd.v1.PutRequest
+	7,  // 13: shardd.v1.KVService.Delete:input_type -> shardd.v1.DeleteRequest
+	9,  // 14: shardd.v1.KVService.DeleteRange:input_type -> shardd.v1.DeleteRangeRequest
+	16, // 15: shardd.v1.KVService.Batch:input_type -> shardd.v1.BatchRequest
+	18, // 16: shardd.v1.KVService.Scan:input_type -> shardd.v1.ScanRequest
+	2,  // 17: shardd.v1.KVService.Get:output_type -> shardd.v1.GetResponse
+	4,  // 18: shardd.v1.KVService.MultiGet:output_type -> shardd.v1.MultiGetResponse
+	6,  // 19: shardd.v1.KVService.Put:output_type -> shardd.v1.PutResponse
+	8,  // 20: shardd.v1.KVService.Delete:output_type -> shardd.v1.DeleteResponse
+	10, // 21: shardd.v1.KVService.DeleteRange:output_type -> shardd.v1.DeleteRangeResponse
+	17, // 22: shardd.v1.KVService.Batch:output_type -> shardd.v1.BatchResponse
+	20, // 23: shardd.v1.KVService.Scan:output_type -> shardd.v1.ScanResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_kv_proto_init() }
@@ -1324,15 +1414,15 @@ func file_shardd_v1_kv_proto_init() {
 	if File_shardd_v1_kv_proto != nil {
 		return
 	}
-	file_shardd_v1_kv_proto_msgTypes[4].OneofWrappers = []any{}
-	file_shardd_v1_kv_proto_msgTypes[6].OneofWrappers = []any{}
-	file_shardd_v1_kv_proto_msgTypes[10].OneofWrappers = []any{
+	file_shardd_v1_kv_proto_msgTypes[5].OneofWrappers = []any{}
+	file_shardd_v1_kv_proto_msgTypes[7].OneofWrappers = []any{}
+	file_shardd_v1_kv_proto_msgTypes[11].OneofWrappers = []any{
 		(*BatchStep_Put)(nil),
 		(*BatchStep_Delete)(nil),
 		(*BatchStep_DeleteRange)(nil),
 		(*BatchStep_Check)(nil),
 	}
-	file_shardd_v1_kv_proto_msgTypes[14].OneofWrappers = []any{
+	file_shardd_v1_kv_proto_msgTypes[15].OneofWrappers = []any{
 		(*CheckStep_Absent)(nil),
 		(*CheckStep_Present)(nil),
 		(*CheckStep_Version)(nil),
@@ -1344,7 +1434,7 @@ func file_shardd_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_kv_proto_rawDesc), len(file_shardd_v1_kv_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
