@@ -240,7 +240,8 @@ func TestFiguresOfAHotRange(t *testing.T) {
 			h.Shards++
 			h.Leaders[fmt.Sprintf("n%d", s.GetLeader())]++
 		}
-		if h.Shards < parts || len(h.Leaders) < parts {
+		// A leader stays where it is for a minute after a split: only the full run waits for that.
+		if h.Shards < parts || full && len(h.Leaders) < parts {
 			return fmt.Errorf("%d shards, leaders %v", h.Shards, h.Leaders)
 		}
 		return nil

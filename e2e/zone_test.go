@@ -121,9 +121,12 @@ func TestFiguresOfZoneLossAndDecommission(t *testing.T) {
 			t.Errorf("%d operations failed with %s while n%d was decommissioned", d, class, node)
 		}
 	}
-	if n := c.Info(2).GetReplicas(); n != 0 {
-		t.Errorf("n%d still has %d replicas", node, n)
-	}
+	c.Until("the node reports that its replicas are gone", func(context.Context) error {
+		if n := c.Info(2).GetReplicas(); n != 0 {
+			return fmt.Errorf("n%d has %d replicas", node, n)
+		}
+		return nil
+	})
 	c.Verify()
 	t.Logf("%+v", z)
 	if !t.Failed() {
