@@ -31,6 +31,7 @@ var floors = map[string]int{
 	"snapshotter":    2,
 
 	"shard":              3,
+	"shard/leasemodel":   3, // tests only
 	"shard/shardtest":    3, // tests only
 	"placement":          3,
 	"placement/sim":      3,
