@@ -29,6 +29,10 @@ func (a *asker) AskIndex(
 		return
 	}
 	ask := func() {
+		if a.c.nodes[to].store == nil {
+			done(wire.Answer{}, errCut)
+			return
+		}
 		a.c.nodes[to].store.ReadIndex([]ReadRequest{{
 			Shard: shard, Key: start, Deadline: a.c.clock.Boot() + timeout, IndexOnly: true,
 			Waiter: waiterFunc(func(ans wire.Answer) { done(ans, nil) }),

@@ -88,11 +88,13 @@ func TestRandomMergesAndSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 	t.Logf("SHARDD_SEED=%d", seed)
 	var c *cluster
 	cut := new(atomic.Bool)
+	q := &asker{}
 	c0 := newCluster(t, 3, func(cfg *Config) {
+		cfg.Indexes = q
 		cfg.Compaction = Compaction{FloorBytes: 2 << 10, ShardCapBytes: 8 << 10, Factor: 1}
 		cfg.Merges, cfg.MergeTimeout = testAsker{&c, cut}, 3*time.Second
 	})
-	c = c0
+	c, q.c = c0, c0
 	c.create(desc(7, "a", "z", 1, 2, 3))
 	w := &worldOf{c: c, rng: rand.New(rand.NewPCG(seed, 6)), rows: map[string]string{}, next: 100, heals: true}
 	steps := 400
@@ -145,6 +147,7 @@ func TestRandomMergesAndSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 		default:
 			w.write(wire.OpPut, key(), fmt.Sprint(i))
 		}
+		w.readSomewhere(q)
 		if w.rng.IntN(3) > 0 {
 			time.Sleep(200 * time.Microsecond) // those who ask are goroutines
 			c.settle()
@@ -229,5 +232,6 @@ func (w *worldOf) rest(merges, splits, crashes int) {
 		}
 		c.idle(n)
 	})
+	w.far.enough(t)
 	t.Logf("%d merges, %d splits, %d crashes, %d rows, %d shards", merges, splits, crashes, len(w.rows), len(c.nodes[1].store.all()))
 }

@@ -20,6 +20,7 @@ type worldOf struct {
 	next base.ShardID
 
 	heals bool // a cut may leave no quorum: it ends if there is no leader for long
+	far   farReads
 }
 
 // owner returns the leader that serves a key, and the shard's descriptor.
@@ -61,6 +62,7 @@ func (w *worldOf) owner(key string) (lead *testNode, d *base.Descriptor) {
 // write does one until its outcome is known. An unknown one is settled by writing again: there is one client.
 func (w *worldOf) write(code wire.OpCode, key, value string) {
 	w.c.t.Helper()
+	began := w.c.clock.Boot()
 	for range 100 {
 		lead, d := w.owner(key)
 		a := newAnswers(w.c.t)
@@ -73,6 +75,7 @@ func (w *worldOf) write(code wire.OpCode, key, value string) {
 			} else {
 				delete(w.rows, key)
 			}
+			w.far.wrote(key, value, began, w.c.clock.Boot())
 			return
 		}
 		w.c.tick()
@@ -88,9 +91,12 @@ func TestRandomSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 		seed = v
 	}
 	t.Logf("SHARDD_SEED=%d", seed)
+	q := &asker{}
 	c := newCluster(t, 3, func(cfg *Config) {
 		cfg.Compaction = Compaction{FloorBytes: 2 << 10, ShardCapBytes: 8 << 10, Factor: 1}
+		cfg.Indexes = q
 	})
+	q.c = c
 	c.create(desc(7, "a", "z", 1, 2, 3))
 	w := &worldOf{c: c, rng: rand.New(rand.NewPCG(seed, 5)), rows: map[string]string{}, next: 100}
 	steps := 250
@@ -133,6 +139,7 @@ func TestRandomSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 		default:
 			w.write(wire.OpPut, key(), fmt.Sprint(i))
 		}
+		w.readSomewhere(q)
 		waiting = slices.DeleteFunc(waiting, func(ch <-chan splitResult) bool {
 			select {
 			case res := <-ch:
@@ -182,6 +189,7 @@ func TestRandomSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 		}
 		c.idle(n)
 	})
+	w.far.enough(t)
 	t.Logf("%d splits, %d crashes, %d rows, %d shards", splits, crashes, len(w.rows), len(c.nodes[1].store.all()))
 }
 
