@@ -164,7 +164,11 @@ func (c *loadClient) del(ctx context.Context, shard int, key string) {
 
 func (c *loadClient) get(ctx context.Context, key string) (version uint64, value string, ok bool) {
 	op := history.Op{Client: c.id, Key: key, Kind: history.Get, Call: c.now()}
-	v, err := c.db.All().Get(ctx, []byte(key))
+	var opts []client.ReadOption
+	if c.rnd != nil && c.rnd.IntN(3) == 0 { // the judge has none
+		opts = append(opts, client.AtFollower()) // as fresh as at the leader
+	}
+	v, err := c.db.All().Get(ctx, []byte(key), opts...)
 	if err != nil && !errors.Is(err, client.ErrNotFound) {
 		c.failed(err)
 		return 0, "", false
