@@ -2,6 +2,9 @@ package liveness
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,5 +148,66 @@ func TestHintsArriveInOrderAndOnceUnderFaults(t *testing.T) {
 		if n := w.store(1).mon.Status(w.store(1).Boot())[0].Pending; n != 0 {
 			t.Errorf("seed %d: %d hints are never acknowledged", seed, n)
 		}
+	}
+}
+
+// handClock is a clock that a test moves while others read it.
+type handClock struct{ now atomic.Int64 }
+
+func (c *handClock) Boot() time.Duration { return time.Duration(c.now.Load()) }
+func (c *handClock) Wall() time.Time     { return time.Unix(0, 0) }
+
+// TestAPromiseThatOneWorkerSawEndBindsNobodyLater: workers on their own goroutines ask while bodies come in that prolong
+// the promise at its very end.
+func TestAPromiseThatOneWorkerSawEndBindsNobodyLater(t *testing.T) {
+	clk := &handClock{}
+	clk.now.Store(int64(time.Hour))
+	var heard atomic.Uint64 // our last body
+	m := New(Config{Store: 1, Incarnation: 3, Promise: 800 * ms, Clock: clk, Send: func(base.StoreID, []byte) { heard.Add(1) }})
+	m.SetPeers([]base.StoreID{2})
+	var (
+		ended, yes, no atomic.Uint64
+		stop           atomic.Bool
+		wg             sync.WaitGroup
+	)
+	for range 3 {
+		wg.Go(func() {
+			for !stop.Load() {
+				epoch := m.Epoch(2, clk.Boot())
+				for epoch != 0 {
+					over := ended.Load() >= epoch // somebody was told so before we ask
+					if !m.Supports(2, epoch, clk.Boot()) {
+						no.Add(1)
+						for e := ended.Load(); e < epoch && !ended.CompareAndSwap(e, epoch); e = ended.Load() {
+						}
+						break
+					}
+					yes.Add(1)
+					if over {
+						t.Errorf("epoch %s binds after its end was seen", short(epoch))
+						return
+					}
+				}
+			}
+		})
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for seq := uint64(1); seq < 200_000 && (seq < 20_000 || no.Load() < 100); seq++ {
+		m.Tick(clk.Boot())
+		b := body{asks: true, from: 1, to: 3, seq: seq, heard: heard.Load(), promise: 800 * ms}
+		payload := b.append(nil)
+		clk.now.Add(rng.Int64N(int64(110 * ms)))
+		m.Receive(2, 1, payload)
+		if rng.IntN(4) == 0 {
+			clk.now.Add(int64(800*ms) - rng.Int64N(int64(ms)/10))
+			for range rng.IntN(3) {
+				clk.now.Add(rng.Int64N(int64(ms) / 10))
+			}
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	if yes.Load() == 0 || no.Load() == 0 {
+		t.Errorf("%d answers yes, %d no", yes.Load(), no.Load())
 	}
 }
