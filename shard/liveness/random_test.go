@@ -174,7 +174,7 @@ func TestAPromiseThatOneWorkerSawEndBindsNobodyLater(t *testing.T) {
 		wg.Go(func() {
 			for !stop.Load() {
 				epoch := m.Epoch(2, clk.Boot())
-				for epoch != 0 {
+				for epoch != 0 && !stop.Load() {
 					over := ended.Load() >= epoch // somebody was told so before we ask
 					if !m.Supports(2, epoch, clk.Boot()) {
 						no.Add(1)
