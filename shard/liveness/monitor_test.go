@@ -175,6 +175,32 @@ func TestBodiesOfAnEarlierIncarnationAreDropped(t *testing.T) {
 	}
 }
 
+// TestABodyThatComesTwiceOrLateProlongsNothing: a promise of ours is not kept alive by what the network repeats.
+func TestABodyThatComesTwiceOrLateProlongsNothing(t *testing.T) {
+	w := settled(t, 2, nil)
+	a := w.store(1)
+	w.run(time.Second)
+	var last *packet
+	w.net = netFaults{minDelay: ms, maxDelay: ms}
+	for last == nil {
+		w.run(ms, func() {
+			for _, p := range w.queue {
+				if p.to == 1 {
+					last = p
+				}
+			}
+		})
+	}
+	w.run(10 * ms)
+	w.cutBoth(1, 2, true)
+	before := a.mon.peer(2).promise.Load().until
+	w.run(100 * ms)
+	a.mon.Receive(2, 1, last.payload)
+	if after := a.mon.peer(2).promise.Load().until; after != before {
+		t.Errorf("a copy prolonged the promise by %s", after-before)
+	}
+}
+
 func TestAStoreThatDoesNotHearUsGetsNoSupport(t *testing.T) {
 	w := settled(t, 2, nil)
 	a := w.store(1)
