@@ -15,6 +15,8 @@ type metrics struct {
 	orphans    prometheus.Gauge
 	orphanAsks *prometheus.CounterVec // by outcome
 	verified   prometheus.Counter
+
+	latency *latencies
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -50,6 +52,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "shardd_node_verify_bytes_total", Help: "Bytes of keys and values read for checksums.",
 		}),
 	}
+	m.latency = newLatencies()
+	reg.MustRegister(m.latency.vec)
 	reg.MustRegister(m.indexed, m.orphans, m.orphanAsks, m.verified)
 	reg.MustRegister(m.frames, m.ops, m.refused, m.streams, m.scans, m.reports)
 	return m

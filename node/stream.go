@@ -50,6 +50,8 @@ type opStream struct {
 	taken chan struct{} // capacity 1: the answer loop has taken what was done
 	sent  prometheus.Counter
 
+	nextTrace time.Duration // the reader's: when a request is followed again
+
 	mu struct {
 		sync.Mutex
 		slots   []slot
@@ -68,12 +70,14 @@ type opStream struct {
 		released []uint64
 		scans    []uint64 // slots of scans that wait for their turn
 		running  int
+		followed []followed // in buf
 	}
 }
 
 type slot struct {
-	op   wire.Op
-	size int
+	op    wire.Op
+	size  int
+	trace *shard.Trace
 }
 
 // finished is an operation that has its answer, or a read that may now run (OK with encoded nil).
@@ -200,6 +204,7 @@ func (st *opStream) submit(in *inbound) {
 	if direct > 0 {
 		st.signal()
 	}
+	st.follow(in, now)
 	if len(in.writes) > 0 {
 		st.m.store.Write(in.writes)
 	}
@@ -380,13 +385,14 @@ func (st *opStream) encodeSlot(f *finished) {
 	// The slot is ours until it is released, but the table may grow under the reader.
 	st.mu.Lock()
 	op := &st.mu.slots[f.slot].op
-	code, req := op.Code, op.Req
+	code, req, trace := op.Code, op.Req, st.mu.slots[f.slot].trace
 	read := code.IsRead() && f.answer.Code == wire.OK
 	var get wire.Op
 	if read && code == wire.OpGet {
 		get = *op
 	}
 	st.mu.Unlock()
+	var took time.Duration
 	switch {
 	case f.encoded != nil:
 		a.running--
@@ -397,11 +403,18 @@ func (st *opStream) encodeSlot(f *finished) {
 		a.scans = append(a.scans, f.slot)
 		st.startScans()
 		return // the slot stays until the page is there
+	case read && trace != nil:
+		from := st.m.clock.Boot()
+		a.buf = st.m.store.Read(&get, st.room(wire.AnswerHeaderSize))
+		took = st.m.clock.Boot() - from
 	case read:
 		a.buf = st.m.store.Read(&get, st.room(wire.AnswerHeaderSize))
 	default:
 		f.answer.Req = req
 		a.buf = f.answer.Append(st.room(f.answer.Size()))
+	}
+	if trace != nil {
+		a.followed = append(a.followed, followed{trace: trace, write: code.IsWrite(), read: took})
 	}
 	a.released = append(a.released, f.slot)
 }
@@ -425,6 +438,11 @@ func (st *opStream) flush() error {
 		return fmt.Errorf("send answers: %w", err)
 	}
 	st.sent.Inc()
+	if len(a.followed) > 0 {
+		st.n.metrics.latency.left(a.followed, st.m.clock.Boot())
+		clear(a.followed)
+		a.followed = a.followed[:0]
+	}
 	return nil
 }
 

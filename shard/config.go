@@ -37,6 +37,7 @@ type WriteRequest struct {
 	Raw      []byte        // exact wire bytes of the operation; the store's until Complete
 	Deadline time.Duration // on Clock.Boot; 0 means Config.RequestTimeout from now
 	Waiter   Waiter
+	Trace    *Trace // nil: not followed
 }
 
 // ReadRequest asks for the right to read a shard linearizably at this store.
@@ -54,6 +55,8 @@ type ReadRequest struct {
 	MaxAge   time.Duration
 	// IndexOnly asks a leader for the index alone, for a read elsewhere: it is the Arg of OK, and Version is not looked at.
 	IndexOnly bool
+
+	Trace *Trace // nil: not followed
 }
 
 // Config is what a Store is made of. Store, Incarnation, Engine and Sender are required; the zero value of every other
@@ -94,9 +97,14 @@ type Config struct {
 	ApplyWorkers int
 
 	// SyncDepth is how many synced commits one worker may have in flight, 2. Beyond the first, another starts only for
-	// at most PipelineGroups groups, 8: overlap helps a few clients' latency, but many groups gain more from one batch.
+	// at most PipelineGroups groups, 1, with little queued: overlap helps a lone client's latency, but many gain more
+	// from one batch.
 	SyncDepth      int
 	PipelineGroups int
+
+	// InlineBytes is up to how many committed bytes of a group its worker applies itself at the end of the pass, 256 KiB,
+	// if they read nothing; more goes to the apply workers. Negative: everything does.
+	InlineBytes int64
 
 	// MaxSizePerMsg (64 KiB) x MaxInflightMsgs (128) bounds what is in flight to one follower; a single entry may be
 	// larger.
@@ -200,7 +208,8 @@ func (c Config) withDefaults() Config {
 	orElse(&c.Workers, max(1, runtime.GOMAXPROCS(0)/2))
 	orElse(&c.ApplyWorkers, max(1, runtime.GOMAXPROCS(0)/2))
 	orElse(&c.SyncDepth, 2)
-	orElse(&c.PipelineGroups, 8)
+	orElse(&c.PipelineGroups, 1)
+	orElse(&c.InlineBytes, 256<<10)
 	orElse(&c.MaxSizePerMsg, 64<<10)
 	orElse(&c.MaxInflightMsgs, 128)
 	orElse(&c.EntryBytes, 512<<10)

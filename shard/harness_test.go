@@ -46,8 +46,9 @@ type testNode struct {
 	sender Sender
 	fatal  atomic.Bool
 	faults []string
-	hold   bool // apply and the life-cycle goroutine stand still
-	lazy   bool // apply alone does
+	hold   bool  // apply and the life-cycle goroutine stand still
+	inline int64 // the store's InlineBytes while they do not
+	lazy   bool  // apply alone does
 	ship   *shipper
 }
 
@@ -112,6 +113,7 @@ func (c *cluster) start(n *testNode) {
 	if n.store, err = New(cfg); err != nil {
 		c.t.Fatal(err)
 	}
+	n.inline = n.store.cfg.InlineBytes
 	late.to = c.net.Node(n.id, n.store)
 	n.sender = late
 }
@@ -180,6 +182,10 @@ func (c *cluster) drain() {
 	for worked := true; worked; {
 		worked = false
 		c.live(func(n *testNode) {
+			// The worker itself applies nothing either while apply stands still.
+			if n.store.cfg.InlineBytes = n.inline; n.hold || n.lazy {
+				n.store.cfg.InlineBytes = -1
+			}
 			if n.hold {
 				worked = n.store.pool.Poll(0) || worked // harness stores have one worker
 				return

@@ -122,6 +122,9 @@ func (r *replica) push(m *wire.RaftMessage) bool {
 		(in.msgBytes+size > s.cfg.Limits.GroupInbox || s.used.inbox.Load()+size > s.cfg.Limits.StoreInbox) {
 		return false
 	}
+	if len(in.watched) > 0 {
+		r.acknowledgedLocked(&m.Msg)
+	}
 	in.msgBytes += size
 	s.used.inbox.Add(size)
 	in.msgs = append(in.msgs, inMessage{store: m.FromStore, msg: m.Msg})

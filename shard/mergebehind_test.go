@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/shardd/shardd/engine"
@@ -57,6 +58,12 @@ func TestAStoreBehindAMergeAndASplitOfWhatItMadeCatchesUp(t *testing.T) {
 			c.until("s9 is led", func() bool { return c.leader(9) != nil })
 			c.outgrow(7, "b", slow)
 			c.net.HealAll()
+			var removals sync.WaitGroup
+			ctx, cancel := context.WithCancel(context.Background())
+			t.Cleanup(func() { // before the stores close
+				cancel()
+				removals.Wait()
+			})
 			behind := func() bool {
 				d, ok := slow.store.Descriptor(7)
 				_, right := slow.store.Descriptor(9)
@@ -67,7 +74,7 @@ func TestAStoreBehindAMergeAndASplitOfWhatItMadeCatchesUp(t *testing.T) {
 				// As the node does about orphans, whose shard other stores know to be merged away.
 				for _, o := range slow.store.Orphans() {
 					if o.Shard == 8 {
-						go func() { _ = slow.store.RemoveMerged(context.Background(), 8, o.Replica) }()
+						removals.Go(func() { _ = slow.store.RemoveMerged(ctx, 8, o.Replica) })
 					}
 				}
 			}

@@ -25,7 +25,8 @@ type proposal struct {
 	bytes       int64
 	at          time.Duration // proposed
 	reqs        []WriteRequest
-	open        int // reqs without an answer
+	open        int    // reqs without an answer
+	trace       *Trace // of one of reqs that is followed
 }
 
 var proposalPool = sync.Pool{New: func() any { return new(proposal) }}
@@ -225,6 +226,10 @@ func (w *worker) propose(r *replica) {
 			default:
 				data = append(data, req.Raw...)
 				req.Raw = nil // in the entry now
+				if req.Trace != nil && p.trace == nil {
+					p.trace = req.Trace
+					p.trace.proposed.set(w.now)
+				}
 				p.reqs = append(p.reqs, *req)
 			}
 		}
@@ -298,6 +303,10 @@ func (w *worker) bind(r *replica, ents []raftpb.Entry) (writes int) {
 			rw.pending = append(rw.pending, p)
 			next++
 			writes += p.open
+			if p.trace != nil {
+				r.watch(p)
+				w.traces = append(w.traces, p.trace)
+			}
 		}
 	}
 	if next < len(rw.unbound) {
@@ -345,6 +354,9 @@ func (w *worker) resolve(r *replica, e *raftpb.Entry) *proposal {
 			rw.popPending()
 			s.uncount(r, p)
 			s.metrics.commitSeconds.Observe((w.now - p.at).Seconds())
+			if p.trace != nil {
+				p.trace.committed.set(w.now)
+			}
 			return p
 		case p.index <= e.Index || p.term < e.Term:
 			rw.popPending()

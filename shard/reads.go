@@ -3,6 +3,7 @@ package shard
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 
@@ -150,6 +151,7 @@ func (w *worker) askIndex(r *replica) {
 	ctx = binary.BigEndian.AppendUint64(ctx, w.store.cfg.Incarnation)
 	ctx = binary.BigEndian.AppendUint64(ctx, w.store.contexts.Add(1))
 	rw.indexes = append(rw.indexes, readIndex{ctx: ctx, at: w.now, reqs: rw.reads})
+	markReads(rw.reads, func(t *Trace) *mark { return &t.proposed }, w.now)
 	rw.reads = nil
 	rw.rn.ReadIndex(ctx)
 	w.store.metrics.readIndexes.Inc()
@@ -170,6 +172,7 @@ func (w *worker) confirm(r *replica, rs *raft.ReadState) {
 		if len(rw.reads) > 0 {
 			w.store.pool.Enqueue(uint64(r.shard))
 		}
+		markReads(reqs, func(t *Trace) *mark { return &t.committed }, w.now)
 		r.awaitApplied(rs.Index, reqs)
 		return
 	}
@@ -230,6 +233,9 @@ func (r *replica) readyReads(reqs []ReadRequest) {
 		return
 	}
 	r.store.metrics.readyReads.Add(float64(len(reqs)))
+	if slices.ContainsFunc(reqs, func(q ReadRequest) bool { return q.Trace != nil }) {
+		markReads(reqs, func(t *Trace) *mark { return &t.applied }, r.store.clock.Boot())
+	}
 	r.completeReads(reqs, wire.Answer{Code: wire.OK})
 }
 

@@ -18,8 +18,8 @@ import (
 // in its place.
 //
 // INVARIANT(still): while worker.still, raft and log belong to whoever parked the replica.
-// INVARIANT(home): only the worker that owns the shard touches worker, and only the apply worker touches machine, while
-// that is not halted.
+// INVARIANT(home): only the worker that owns the shard touches worker. The machine, while it is not halted, is the apply
+// worker's; the worker's if nothing is handed to apply, or if what is stands in worker.run.
 // INVARIANT(inflight): while worker.inflight, nothing is stepped into worker.rn (R1).
 // INVARIANT(applied): applied never exceeds the index of the last committed batch of the state machine.
 type replica struct {
@@ -83,6 +83,7 @@ type replicaWorker struct {
 	ready    raft.Ready
 	held     []raftpb.Message // of the Ready in flight: leave after the sync
 	withheld bool             // committed entries wait until apply has room
+	run      *applyRun        // of this pass: its worker applies it at the end
 
 	writes      []WriteRequest // not proposed
 	blocked     bool           // writes wait for uncommitted entries to commit
@@ -137,6 +138,7 @@ type inbox struct {
 	confs       []confResult
 	sent        []snapshotDone
 	park        func(ok bool)
+	watched     []watched
 	campaign    bool
 	gone        bool // no worker looks here any more
 

@@ -38,6 +38,8 @@ type worker struct {
 	syncing  int   // passes whose sync is under way
 	now      time.Duration
 	out      outbox
+	applier  *applyWorker // of what is applied in the pass itself
+	traces   []*Trace     // of the followed writes that the pass has proposed
 	// truncations collects those of a pass; logLevel is the budget that the store's cap leaves to a log.
 	truncations *engine.Batch
 	logLevel    uint64
@@ -55,12 +57,13 @@ type pass struct {
 	groups  []*replica
 	writes  int // client writes in it
 	started time.Duration
+	traces  []*Trace // of followed writes in it
 }
 
 func newWorker(s *Store, i int) *worker {
 	return &worker{
 		store: s, index: i, control: controlKey(i, s.cfg.Workers), byShard: make(map[uint64]*replica),
-		out: outbox{store: s.cfg.Store},
+		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s),
 	}
 }
 
@@ -81,6 +84,7 @@ func (w *worker) process(keys []uint64) {
 	if !w.mayStart(len(w.active)) {
 		w.park()
 		w.out.flush(s.cfg.Sender) // what finished syncs released
+		w.applyNow()
 		w.runStopped()
 		return
 	}
@@ -108,6 +112,7 @@ func (w *worker) process(keys []uint64) {
 		w.pass = nil
 		w.commit(p)
 	}
+	w.applyNow() // while the disk works
 	w.runStopped()
 }
 
@@ -200,7 +205,21 @@ func (w *worker) mayStart(n int) bool {
 	case w.syncing >= w.store.cfg.SyncDepth:
 		return false
 	}
-	return n <= w.store.cfg.PipelineGroups
+	return n <= w.store.cfg.PipelineGroups && w.light()
+}
+
+// lightBytes is how many bytes of queued writes are a lone client's.
+const lightBytes = 4 << 10
+
+// light reports whether little is queued for the groups of the pass: one busy group gains as much from a larger batch
+// as many do.
+func (w *worker) light() bool {
+	for _, r := range w.active {
+		if r.in.writeBytes.Load() > lightBytes {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *worker) park() {
@@ -231,6 +250,13 @@ func (w *worker) commit(p *pass) {
 	s.metrics.commitGroups.Observe(float64(len(p.groups)))
 	s.metrics.commitWrites.Observe(float64(p.writes))
 	s.metrics.commitBytes.Add(float64(p.batch.Len()))
+	if len(w.traces) > 0 {
+		now := s.clock.Boot()
+		for _, t := range w.traces {
+			t.handed.set(now)
+		}
+		p.traces, w.traces = w.traces, p.traces[:0]
+	}
 	w.syncing++
 	s.engine.CommitAsync(p.batch, func() {
 		w.mu.Lock()
@@ -244,6 +270,11 @@ func (w *worker) commit(p *pass) {
 func (w *worker) finishPass(p *pass) {
 	w.syncing--
 	w.store.metrics.syncSeconds.Observe((w.now - p.started).Seconds())
+	for i, t := range p.traces {
+		t.synced.set(w.now)
+		p.traces[i] = nil
+	}
+	p.traces = p.traces[:0]
 	for _, r := range p.groups {
 		r.worker.synced = true
 		w.finishSynced(r)

@@ -30,6 +30,7 @@ type fakeCluster struct {
 	asked     int
 	undrained uint64
 	limits    [2]uint64
+	latencies uint64 // calls of Latency
 	driver    fakeDriver
 }
 
@@ -216,6 +217,20 @@ func (f *fakeCluster) ListSnapshots(
 	return &sharddv1.ListSnapshotsResponse{Snapshots: []*sharddv1.SnapshotProgress{{ShardId: 3, FromNode: 1, ToNode: 3,
 		ToReplicaId: 4, Sending: true, Phase: "streaming", BytesDone: 3 << 20, BytesTotal: 12 << 20, BytesPerSecond: 1 << 20,
 		ElapsedMs: 3000, Priority: "rebalance"}}}, nil
+}
+
+// Latency has twice as many samples at every second call, so that a look over some time finds a difference.
+func (f *fakeCluster) Latency(context.Context, *sharddv1.LatencyRequest) (*sharddv1.LatencyResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 1 + f.latencies%2
+	f.latencies++
+	return &sharddv1.LatencyResponse{NodeId: 1, Incarnation: 5, Bounds: []float64{0.001, 0.002, 0.004},
+		Stages: []*sharddv1.StageLatency{
+			{Operation: "write", Stage: "queue", Count: 10 * n, Seconds: 0.005 * float64(n), Buckets: []uint64{10 * n, 0, 0, 0}},
+			{Operation: "write", Stage: "commit", Count: 10 * n, Seconds: 0.03 * float64(n), Buckets: []uint64{0, 5 * n, 4 * n, n}},
+			{Operation: "read", Stage: "total", Count: 4, Seconds: 0.002, Buckets: []uint64{4, 0, 0, 0}},
+		}}, nil
 }
 
 func (f *fakeCluster) Liveness(context.Context, *sharddv1.LivenessRequest) (*sharddv1.LivenessResponse, error) {

@@ -70,7 +70,7 @@ Exit codes:
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	root.AddCommand(newInit(o), newStatus(o), newHealth(o), newVersion(o), newPut(o), newGet(o), newDel(o), newScan(o),
 		newCAS(o), newNodes(o), newShards(o), newJobs(o), newVerify(o), newSnapshots(o), newBench(o),
-		newWhy(o), newBalance(o), newZones(o), newHot(o), newTop(o), newUnsafe(o))
+		newWhy(o), newBalance(o), newZones(o), newHot(o), newTop(o), newUnsafe(o), newDebug(o))
 	root.InitDefaultCompletionCmd()
 	return root
 }

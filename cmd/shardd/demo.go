@@ -117,7 +117,7 @@ func (f *demoFlags) run(ctx context.Context, out, errOut io.Writer) (err error) 
 	}
 	log, flush := cli.Logger(errOut, "text", f.logLevel)
 	defer flush()
-	limitMemory(&config.Config{GCPercent: 400}, log, nil)
+	defer limitMemory(&config.Config{GCPercent: 400, GCSlack: 256 << 20}, log, nil)()
 
 	cluster, err := newDemoCluster(ctx, dir, f.nodes, log)
 	if err != nil {

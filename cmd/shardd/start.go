@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -48,7 +46,8 @@ it at once.
 func start(c *cobra.Command, cfg *config.Config, table []*config.Setting) error {
 	log, flush := cli.Logger(c.ErrOrStderr(), cfg.LogFormat, cfg.LogLevel)
 	defer flush()
-	limitMemory(cfg, log, table)
+	stopTuning := limitMemory(cfg, log, table)
+	defer stopTuning()
 	n, err := node.New(node.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, HTTP: cfg.HTTP, Join: cfg.Join,
 		Labels: cfg.Labels, Logger: log, Version: cli.ReadVersion().String(), PProf: cfg.PProf,
@@ -95,28 +94,6 @@ func orNever(v float64) float64 {
 		return -1
 	}
 	return v
-}
-
-// limitMemory sets the collector up. Variables that the Go runtime reads itself win over our defaults.
-func limitMemory(cfg *config.Config, log *slog.Logger, table []*config.Setting) {
-	given := map[string]bool{}
-	for _, s := range table {
-		given[s.Name] = s.From != config.FromDefault
-	}
-	if given["gc-percent"] || os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(cfg.GCPercent)
-	}
-	limit := cfg.MemoryLimit
-	switch {
-	case !given["memory-limit"] && os.Getenv("GOMEMLIMIT") != "", limit == -1:
-		return
-	case limit == 0:
-		limit = machineMemory() / 2
-	}
-	if limit > 0 {
-		debug.SetMemoryLimit(limit)
-		log.Debug("memory limit", "bytes", limit, "gc_percent", cfg.GCPercent)
-	}
 }
 
 // startError gives an error its exit code. The engine's text names the directory and what to do.

@@ -26,6 +26,7 @@ type Config struct {
 
 	MemoryLimit int64 // bytes; 0: half of what the machine or its cgroup has; -1: none
 	GCPercent   int
+	GCSlack     int64
 
 	Tick           time.Duration
 	HeartbeatTicks int
@@ -113,8 +114,13 @@ func Table(c *Config) []*Setting {
 
 		{Name: "memory-limit", Value: bytesVar(&c.MemoryLimit, 0), Doc: "Memory at which the collector works harder " +
 			"instead of letting the heap grow. 0: half of what the machine, or its cgroup, has; -1: no limit."},
-		{Name: "gc-percent", Value: intVar(&c.GCPercent, 400, 10, 10000), Doc: "Go's GOGC. Higher costs memory and saves " +
-			"CPU: at Go's own 100 the collector takes a fifth of it. GOGC in the environment wins over the default."},
+		{Name: "gc-percent", Value: intVar(&c.GCPercent, 400, 10, 10000), Doc: "Highest GOGC. On a small heap, higher saves " +
+			"CPU: at Go's own 100 the collector takes a fifth of it. GOGC in the environment wins over the defaults of this and " +
+			"of gc-slack."},
+		{Name: "gc-slack", Value: bytesVar(&c.GCSlack, 256<<20), Doc: "Garbage that may pile up between two collections of a " +
+			"large heap: GOGC is lowered so far that no more does. Caches and memtables count as live, so that a percentage of " +
+			"them is far more than the collector needs. Higher costs memory and makes collections rarer. 0: gc-percent as it " +
+			"is."},
 
 		{Name: "tick", Value: durationVar(&c.Tick, 100*time.Millisecond), Doc: "Raft's unit of time. The same on all nodes."},
 		{Name: "heartbeat-ticks", Value: intVar(&c.HeartbeatTicks, 2, 1, 100), Doc: "Ticks between heartbeats of a " +
@@ -203,6 +209,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("data-dir is not set: give --data-dir DIR (or SHARDD_DATA_DIR, or data-dir in the settings file)")
 	case c.Listen == "":
 		return fmt.Errorf("listen is empty: give --listen HOST:PORT")
+	case c.GCSlack < 0:
+		return fmt.Errorf("gc-slack is %d: give bytes, or 0 to leave the collector to gc-percent", c.GCSlack)
 	case c.PProf && c.HTTP == "":
 		return fmt.Errorf("pprof needs an HTTP address: give --http HOST:PORT")
 	case c.HeartbeatTicks >= c.ElectionTicks:

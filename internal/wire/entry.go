@@ -80,6 +80,28 @@ func DecodeEntry(data []byte) (EntryHeader, []byte, error) {
 	}, data[EntryHeaderSize:], nil
 }
 
+// Blind reports whether the data of a well-formed entry is empty or holds nothing but Puts and Deletes of one key
+// without a condition: applying it reads nothing. False for everything else, and for what cannot be decoded.
+func Blind(data []byte) bool {
+	if len(data) == 0 {
+		return true
+	}
+	if KindOf(data) != EntryData {
+		return false
+	}
+	for b := data[EntryHeaderSize:]; len(b) > 0; {
+		if len(b) < HeaderSize {
+			return false
+		}
+		n := uint64(binary.BigEndian.Uint32(b))
+		if c := OpCode(b[4]); c != OpPut && c != OpDelete || b[5] != 0 || n < HeaderSize || n > uint64(len(b)) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
 // VerifySize is the body of an EntryVerify, in bytes: u64 id | u64 bytes per second.
 const VerifySize = 16
 

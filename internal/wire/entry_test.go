@@ -64,3 +64,32 @@ func TestVerifyRoundTripAndRefusals(t *testing.T) {
 		}
 	})
 }
+
+func TestOnlyEntriesThatReadNothingAreBlind(t *testing.T) {
+	entry := func(ops ...Op) []byte {
+		h := EntryHeader{Kind: EntryData, Count: uint32(len(ops)), Proposal: 1, Stamp: 1}
+		b := h.Append(nil)
+		for i := range ops {
+			b = ops[i].Append(b)
+		}
+		return b
+	}
+	put := Op{Code: OpPut, Key: []byte{2, 'k'}, Value: []byte("v")}
+	del := Op{Code: OpDelete, Key: []byte{2, 'k'}}
+	cas := Op{Code: OpPut, Flags: FlagIfVersion, Key: []byte{2, 'k'}}
+	verify := EntryHeader{Kind: EntryVerify}
+	for name, c := range map[string]struct {
+		data []byte
+		want bool
+	}{
+		"empty": {nil, true}, "put and delete": {entry(put, del), true}, "no operations": {entry(), true},
+		"conditional": {entry(put, cas), false}, "batch": {entry(put, Op{Code: OpBatch, Key: []byte{2, 'k'}}), false},
+		"range":  {entry(Op{Code: OpDeleteRange, Key: []byte{2, 'k'}, Value: []byte{2, 'l'}}), false},
+		"verify": {verify.Append(nil), false}, "cut": {entry(put)[:EntryHeaderSize+HeaderSize], false},
+		"stub": {entry(put)[:EntryHeaderSize+3], false}, "other layout": {append([]byte{9}, entry(put)[1:]...), false},
+	} {
+		if got := Blind(c.data); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}

@@ -3204,6 +3204,193 @@ func (x *SnapshotProgress) GetPriority() string {
 	return ""
 }
 
+type LatencyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LatencyRequest) Reset() {
+	*x = LatencyRequest{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LatencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LatencyRequest) ProtoMessage() {}
+
+func (x *LatencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LatencyRequest.ProtoReflect.Descriptor instead.
+func (*LatencyRequest) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+type LatencyResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	NodeId      uint64                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Upper bounds of the buckets in seconds, ascending; the last bucket has none.
+	Bounds []float64 `protobuf:"fixed64,3,rep,packed,name=bounds,proto3" json:"bounds,omitempty"`
+	// Those that were seen, in order.
+	Stages        []*StageLatency `protobuf:"bytes,4,rep,name=stages,proto3" json:"stages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LatencyResponse) Reset() {
+	*x = LatencyResponse{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LatencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LatencyResponse) ProtoMessage() {}
+
+func (x *LatencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LatencyResponse.ProtoReflect.Descriptor instead.
+func (*LatencyResponse) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *LatencyResponse) GetNodeId() uint64 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *LatencyResponse) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *LatencyResponse) GetBounds() []float64 {
+	if x != nil {
+		return x.Bounds
+	}
+	return nil
+}
+
+func (x *LatencyResponse) GetStages() []*StageLatency {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+// StageLatency is how long one stage of one kind of operation took.
+type StageLatency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// write or read.
+	Operation string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	// queue, propose, replicate, sync, commit, apply, read, answer or total.
+	Stage string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// Samples, and their sum in seconds.
+	Count   uint64  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	Seconds float64 `protobuf:"fixed64,4,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	// Samples by bucket, one more than bounds.
+	Buckets       []uint64 `protobuf:"varint,5,rep,packed,name=buckets,proto3" json:"buckets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageLatency) Reset() {
+	*x = StageLatency{}
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageLatency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageLatency) ProtoMessage() {}
+
+func (x *StageLatency) ProtoReflect() protoreflect.Message {
+	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageLatency.ProtoReflect.Descriptor instead.
+func (*StageLatency) Descriptor() ([]byte, []int) {
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *StageLatency) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *StageLatency) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *StageLatency) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *StageLatency) GetSeconds() float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *StageLatency) GetBuckets() []uint64 {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
 type LivenessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3212,7 +3399,7 @@ type LivenessRequest struct {
 
 func (x *LivenessRequest) Reset() {
 	*x = LivenessRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3411,7 @@ func (x *LivenessRequest) String() string {
 func (*LivenessRequest) ProtoMessage() {}
 
 func (x *LivenessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[45]
+	mi := &file_shardd_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3424,7 @@ func (x *LivenessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LivenessRequest.ProtoReflect.Descriptor instead.
 func (*LivenessRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 type LivenessResponse struct {
@@ -3256,7 +3443,7 @@ type LivenessResponse struct {
 
 func (x *LivenessResponse) Reset() {
 	*x = LivenessResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3268,7 +3455,7 @@ func (x *LivenessResponse) String() string {
 func (*LivenessResponse) ProtoMessage() {}
 
 func (x *LivenessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[46]
+	mi := &file_shardd_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3281,7 +3468,7 @@ func (x *LivenessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LivenessResponse.ProtoReflect.Descriptor instead.
 func (*LivenessResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LivenessResponse) GetNodeId() uint64 {
@@ -3339,7 +3526,7 @@ type PeerLiveness struct {
 
 func (x *PeerLiveness) Reset() {
 	*x = PeerLiveness{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3538,7 @@ func (x *PeerLiveness) String() string {
 func (*PeerLiveness) ProtoMessage() {}
 
 func (x *PeerLiveness) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[47]
+	mi := &file_shardd_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3551,7 @@ func (x *PeerLiveness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLiveness.ProtoReflect.Descriptor instead.
 func (*PeerLiveness) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PeerLiveness) GetNodeId() uint64 {
@@ -3431,7 +3618,7 @@ type Support struct {
 
 func (x *Support) Reset() {
 	*x = Support{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3630,7 @@ func (x *Support) String() string {
 func (*Support) ProtoMessage() {}
 
 func (x *Support) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[48]
+	mi := &file_shardd_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3643,7 @@ func (x *Support) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Support.ProtoReflect.Descriptor instead.
 func (*Support) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Support) GetIncarnation() uint64 {
@@ -3496,7 +3683,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3508,7 +3695,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[49]
+	mi := &file_shardd_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3521,7 +3708,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WhyRequest) GetSubject() isWhyRequest_Subject {
@@ -3605,7 +3792,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3804,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[50]
+	mi := &file_shardd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3817,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Decision) GetUnixMs() uint64 {
@@ -3688,7 +3875,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3700,7 +3887,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[51]
+	mi := &file_shardd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3713,7 +3900,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Candidate) GetWhat() string {
@@ -3758,7 +3945,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3770,7 +3957,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[52]
+	mi := &file_shardd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3783,7 +3970,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WhyResponse) GetSummary() string {
@@ -3815,7 +4002,7 @@ type BalanceStatusRequest struct {
 
 func (x *BalanceStatusRequest) Reset() {
 	*x = BalanceStatusRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +4014,7 @@ func (x *BalanceStatusRequest) String() string {
 func (*BalanceStatusRequest) ProtoMessage() {}
 
 func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[53]
+	mi := &file_shardd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +4027,7 @@ func (x *BalanceStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceStatusRequest.ProtoReflect.Descriptor instead.
 func (*BalanceStatusRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 type Operator struct {
@@ -3862,7 +4049,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3874,7 +4061,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[54]
+	mi := &file_shardd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3887,7 +4074,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Operator) GetOperatorId() uint64 {
@@ -3981,7 +4168,7 @@ type BalanceStatusResponse struct {
 
 func (x *BalanceStatusResponse) Reset() {
 	*x = BalanceStatusResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3993,7 +4180,7 @@ func (x *BalanceStatusResponse) String() string {
 func (*BalanceStatusResponse) ProtoMessage() {}
 
 func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[55]
+	mi := &file_shardd_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4006,7 +4193,7 @@ func (x *BalanceStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceStatusResponse.ProtoReflect.Descriptor instead.
 func (*BalanceStatusResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BalanceStatusResponse) GetState() string {
@@ -4117,7 +4304,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4129,7 +4316,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[56]
+	mi := &file_shardd_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4142,7 +4329,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Count) GetWhat() string {
@@ -4182,7 +4369,7 @@ type BalanceLimits struct {
 
 func (x *BalanceLimits) Reset() {
 	*x = BalanceLimits{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4194,7 +4381,7 @@ func (x *BalanceLimits) String() string {
 func (*BalanceLimits) ProtoMessage() {}
 
 func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[57]
+	mi := &file_shardd_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4207,7 +4394,7 @@ func (x *BalanceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceLimits.ProtoReflect.Descriptor instead.
 func (*BalanceLimits) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *BalanceLimits) GetOperators() uint32 {
@@ -4279,7 +4466,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4478,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[58]
+	mi := &file_shardd_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4491,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SetBalanceRequest) GetPause() []string {
@@ -4338,7 +4525,7 @@ type SetBalanceResponse struct {
 
 func (x *SetBalanceResponse) Reset() {
 	*x = SetBalanceResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4537,7 @@ func (x *SetBalanceResponse) String() string {
 func (*SetBalanceResponse) ProtoMessage() {}
 
 func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[59]
+	mi := &file_shardd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4550,7 @@ func (x *SetBalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceResponse.ProtoReflect.Descriptor instead.
 func (*SetBalanceResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SetBalanceResponse) GetLimits() *BalanceLimits {
@@ -4395,7 +4582,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4407,7 +4594,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[60]
+	mi := &file_shardd_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4420,7 +4607,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SimulateRequest) GetAddNodes() []string {
@@ -4466,7 +4653,7 @@ type SimulatedMove struct {
 
 func (x *SimulatedMove) Reset() {
 	*x = SimulatedMove{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4478,7 +4665,7 @@ func (x *SimulatedMove) String() string {
 func (*SimulatedMove) ProtoMessage() {}
 
 func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[61]
+	mi := &file_shardd_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4491,7 +4678,7 @@ func (x *SimulatedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedMove.ProtoReflect.Descriptor instead.
 func (*SimulatedMove) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SimulatedMove) GetAtMs() uint64 {
@@ -4560,7 +4747,7 @@ type SimulatedNode struct {
 
 func (x *SimulatedNode) Reset() {
 	*x = SimulatedNode{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4572,7 +4759,7 @@ func (x *SimulatedNode) String() string {
 func (*SimulatedNode) ProtoMessage() {}
 
 func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[62]
+	mi := &file_shardd_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,7 +4772,7 @@ func (x *SimulatedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedNode.ProtoReflect.Descriptor instead.
 func (*SimulatedNode) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SimulatedNode) GetNodeId() uint64 {
@@ -4668,7 +4855,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +4867,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[63]
+	mi := &file_shardd_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +4880,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SimulateResponse) GetMoves() []*SimulatedMove {
@@ -4753,7 +4940,7 @@ type GetZonesRequest struct {
 
 func (x *GetZonesRequest) Reset() {
 	*x = GetZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4765,7 +4952,7 @@ func (x *GetZonesRequest) String() string {
 func (*GetZonesRequest) ProtoMessage() {}
 
 func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[64]
+	mi := &file_shardd_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4778,7 +4965,7 @@ func (x *GetZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetZonesRequest.ProtoReflect.Descriptor instead.
 func (*GetZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 type GetZonesResponse struct {
@@ -4792,7 +4979,7 @@ type GetZonesResponse struct {
 
 func (x *GetZonesResponse) Reset() {
 	*x = GetZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +4991,7 @@ func (x *GetZonesResponse) String() string {
 func (*GetZonesResponse) ProtoMessage() {}
 
 func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[65]
+	mi := &file_shardd_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5004,7 @@ func (x *GetZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetZonesResponse.ProtoReflect.Descriptor instead.
 func (*GetZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetZonesResponse) GetYaml() string {
@@ -4846,7 +5033,7 @@ type ApplyZonesRequest struct {
 
 func (x *ApplyZonesRequest) Reset() {
 	*x = ApplyZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4858,7 +5045,7 @@ func (x *ApplyZonesRequest) String() string {
 func (*ApplyZonesRequest) ProtoMessage() {}
 
 func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[66]
+	mi := &file_shardd_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4871,7 +5058,7 @@ func (x *ApplyZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyZonesRequest.ProtoReflect.Descriptor instead.
 func (*ApplyZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ApplyZonesRequest) GetYaml() string {
@@ -4908,7 +5095,7 @@ type ApplyZonesResponse struct {
 
 func (x *ApplyZonesResponse) Reset() {
 	*x = ApplyZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4920,7 +5107,7 @@ func (x *ApplyZonesResponse) String() string {
 func (*ApplyZonesResponse) ProtoMessage() {}
 
 func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[67]
+	mi := &file_shardd_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4933,7 +5120,7 @@ func (x *ApplyZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyZonesResponse.ProtoReflect.Descriptor instead.
 func (*ApplyZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ApplyZonesResponse) GetDiff() []string {
@@ -4966,7 +5153,7 @@ type ExplainZonesRequest struct {
 
 func (x *ExplainZonesRequest) Reset() {
 	*x = ExplainZonesRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4978,7 +5165,7 @@ func (x *ExplainZonesRequest) String() string {
 func (*ExplainZonesRequest) ProtoMessage() {}
 
 func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[68]
+	mi := &file_shardd_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4991,7 +5178,7 @@ func (x *ExplainZonesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainZonesRequest.ProtoReflect.Descriptor instead.
 func (*ExplainZonesRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{68}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExplainZonesRequest) GetShardId() uint64 {
@@ -5015,7 +5202,7 @@ type ExplainedReplica struct {
 
 func (x *ExplainedReplica) Reset() {
 	*x = ExplainedReplica{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5027,7 +5214,7 @@ func (x *ExplainedReplica) String() string {
 func (*ExplainedReplica) ProtoMessage() {}
 
 func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[69]
+	mi := &file_shardd_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5040,7 +5227,7 @@ func (x *ExplainedReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedReplica.ProtoReflect.Descriptor instead.
 func (*ExplainedReplica) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{69}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExplainedReplica) GetNodeId() uint64 {
@@ -5094,7 +5281,7 @@ type ExplainZonesResponse struct {
 
 func (x *ExplainZonesResponse) Reset() {
 	*x = ExplainZonesResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5106,7 +5293,7 @@ func (x *ExplainZonesResponse) String() string {
 func (*ExplainZonesResponse) ProtoMessage() {}
 
 func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[70]
+	mi := &file_shardd_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5119,7 +5306,7 @@ func (x *ExplainZonesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainZonesResponse.ProtoReflect.Descriptor instead.
 func (*ExplainZonesResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExplainZonesResponse) GetRule() string {
@@ -5168,7 +5355,7 @@ type ShardLogRequest struct {
 
 func (x *ShardLogRequest) Reset() {
 	*x = ShardLogRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5180,7 +5367,7 @@ func (x *ShardLogRequest) String() string {
 func (*ShardLogRequest) ProtoMessage() {}
 
 func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[71]
+	mi := &file_shardd_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5193,7 +5380,7 @@ func (x *ShardLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardLogRequest.ProtoReflect.Descriptor instead.
 func (*ShardLogRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ShardLogRequest) GetShardId() uint64 {
@@ -5223,7 +5410,7 @@ type ShardEvent struct {
 
 func (x *ShardEvent) Reset() {
 	*x = ShardEvent{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5235,7 +5422,7 @@ func (x *ShardEvent) String() string {
 func (*ShardEvent) ProtoMessage() {}
 
 func (x *ShardEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[72]
+	mi := &file_shardd_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5248,7 +5435,7 @@ func (x *ShardEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardEvent.ProtoReflect.Descriptor instead.
 func (*ShardEvent) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{72}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ShardEvent) GetUnixMs() uint64 {
@@ -5289,7 +5476,7 @@ type ShardLogResponse struct {
 
 func (x *ShardLogResponse) Reset() {
 	*x = ShardLogResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5301,7 +5488,7 @@ func (x *ShardLogResponse) String() string {
 func (*ShardLogResponse) ProtoMessage() {}
 
 func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[73]
+	mi := &file_shardd_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5314,7 +5501,7 @@ func (x *ShardLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardLogResponse.ProtoReflect.Descriptor instead.
 func (*ShardLogResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{73}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ShardLogResponse) GetEvents() []*ShardEvent {
@@ -5336,7 +5523,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5348,7 +5535,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[74]
+	mi := &file_shardd_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5361,7 +5548,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{74}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TopRequest) GetShards() uint32 {
@@ -5390,7 +5577,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5402,7 +5589,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[75]
+	mi := &file_shardd_v1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5415,7 +5602,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{75}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *TopResponse) GetNodes() []*NodeInfo {
@@ -5457,7 +5644,7 @@ type HotKeysRequest struct {
 
 func (x *HotKeysRequest) Reset() {
 	*x = HotKeysRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5469,7 +5656,7 @@ func (x *HotKeysRequest) String() string {
 func (*HotKeysRequest) ProtoMessage() {}
 
 func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[76]
+	mi := &file_shardd_v1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5482,7 +5669,7 @@ func (x *HotKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKeysRequest.ProtoReflect.Descriptor instead.
 func (*HotKeysRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{76}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *HotKeysRequest) GetShardId() uint64 {
@@ -5512,7 +5699,7 @@ type HotKey struct {
 
 func (x *HotKey) Reset() {
 	*x = HotKey{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5524,7 +5711,7 @@ func (x *HotKey) String() string {
 func (*HotKey) ProtoMessage() {}
 
 func (x *HotKey) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[77]
+	mi := &file_shardd_v1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5537,7 +5724,7 @@ func (x *HotKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKey.ProtoReflect.Descriptor instead.
 func (*HotKey) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{77}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *HotKey) GetKey() []byte {
@@ -5572,7 +5759,7 @@ type HotKeysResponse struct {
 
 func (x *HotKeysResponse) Reset() {
 	*x = HotKeysResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5584,7 +5771,7 @@ func (x *HotKeysResponse) String() string {
 func (*HotKeysResponse) ProtoMessage() {}
 
 func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[78]
+	mi := &file_shardd_v1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5597,7 +5784,7 @@ func (x *HotKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotKeysResponse.ProtoReflect.Descriptor instead.
 func (*HotKeysResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{78}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *HotKeysResponse) GetKeys() []*HotKey {
@@ -5635,7 +5822,7 @@ type HotMapRequest struct {
 
 func (x *HotMapRequest) Reset() {
 	*x = HotMapRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +5834,7 @@ func (x *HotMapRequest) String() string {
 func (*HotMapRequest) ProtoMessage() {}
 
 func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[79]
+	mi := &file_shardd_v1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +5847,7 @@ func (x *HotMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotMapRequest.ProtoReflect.Descriptor instead.
 func (*HotMapRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{79}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *HotMapRequest) GetBackMs() uint64 {
@@ -5706,7 +5893,7 @@ type HotMapResponse struct {
 
 func (x *HotMapResponse) Reset() {
 	*x = HotMapResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5718,7 +5905,7 @@ func (x *HotMapResponse) String() string {
 func (*HotMapResponse) ProtoMessage() {}
 
 func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[80]
+	mi := &file_shardd_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5731,7 +5918,7 @@ func (x *HotMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotMapResponse.ProtoReflect.Descriptor instead.
 func (*HotMapResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{80}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *HotMapResponse) GetBounds() [][]byte {
@@ -5772,7 +5959,7 @@ type DecommissionNodeRequest struct {
 
 func (x *DecommissionNodeRequest) Reset() {
 	*x = DecommissionNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5784,7 +5971,7 @@ func (x *DecommissionNodeRequest) String() string {
 func (*DecommissionNodeRequest) ProtoMessage() {}
 
 func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[81]
+	mi := &file_shardd_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5797,7 +5984,7 @@ func (x *DecommissionNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecommissionNodeRequest.ProtoReflect.Descriptor instead.
 func (*DecommissionNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{81}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DecommissionNodeRequest) GetNodeId() uint64 {
@@ -5831,7 +6018,7 @@ type DecommissionNodeResponse struct {
 
 func (x *DecommissionNodeResponse) Reset() {
 	*x = DecommissionNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	mi := &file_shardd_v1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5843,7 +6030,7 @@ func (x *DecommissionNodeResponse) String() string {
 func (*DecommissionNodeResponse) ProtoMessage() {}
 
 func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[82]
+	mi := &file_shardd_v1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5856,7 +6043,7 @@ func (x *DecommissionNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecommissionNodeResponse.ProtoReflect.Descriptor instead.
 func (*DecommissionNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{82}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *DecommissionNodeResponse) GetJob() *Job {
@@ -5910,7 +6097,7 @@ type RecommissionNodeRequest struct {
 
 func (x *RecommissionNodeRequest) Reset() {
 	*x = RecommissionNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	mi := &file_shardd_v1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5922,7 +6109,7 @@ func (x *RecommissionNodeRequest) String() string {
 func (*RecommissionNodeRequest) ProtoMessage() {}
 
 func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[83]
+	mi := &file_shardd_v1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5935,7 +6122,7 @@ func (x *RecommissionNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommissionNodeRequest.ProtoReflect.Descriptor instead.
 func (*RecommissionNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{83}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RecommissionNodeRequest) GetNodeId() uint64 {
@@ -5953,7 +6140,7 @@ type RecommissionNodeResponse struct {
 
 func (x *RecommissionNodeResponse) Reset() {
 	*x = RecommissionNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	mi := &file_shardd_v1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5965,7 +6152,7 @@ func (x *RecommissionNodeResponse) String() string {
 func (*RecommissionNodeResponse) ProtoMessage() {}
 
 func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[84]
+	mi := &file_shardd_v1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5978,7 +6165,7 @@ func (x *RecommissionNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommissionNodeResponse.ProtoReflect.Descriptor instead.
 func (*RecommissionNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{84}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 type RemoveNodeRequest struct {
@@ -5992,7 +6179,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[85]
+	mi := &file_shardd_v1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6004,7 +6191,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[85]
+	mi := &file_shardd_v1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6017,7 +6204,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{85}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() uint64 {
@@ -6044,7 +6231,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[86]
+	mi := &file_shardd_v1_admin_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6056,7 +6243,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[86]
+	mi := &file_shardd_v1_admin_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6069,7 +6256,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{86}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RemoveNodeResponse) GetShards() uint32 {
@@ -6093,7 +6280,7 @@ type RecoverQuorumRequest struct {
 
 func (x *RecoverQuorumRequest) Reset() {
 	*x = RecoverQuorumRequest{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[87]
+	mi := &file_shardd_v1_admin_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6105,7 +6292,7 @@ func (x *RecoverQuorumRequest) String() string {
 func (*RecoverQuorumRequest) ProtoMessage() {}
 
 func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[87]
+	mi := &file_shardd_v1_admin_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6118,7 +6305,7 @@ func (x *RecoverQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverQuorumRequest.ProtoReflect.Descriptor instead.
 func (*RecoverQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{87}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RecoverQuorumRequest) GetAction() string {
@@ -6165,7 +6352,7 @@ type RecoverShard struct {
 
 func (x *RecoverShard) Reset() {
 	*x = RecoverShard{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[88]
+	mi := &file_shardd_v1_admin_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6177,7 +6364,7 @@ func (x *RecoverShard) String() string {
 func (*RecoverShard) ProtoMessage() {}
 
 func (x *RecoverShard) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[88]
+	mi := &file_shardd_v1_admin_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6190,7 +6377,7 @@ func (x *RecoverShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverShard.ProtoReflect.Descriptor instead.
 func (*RecoverShard) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{88}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RecoverShard) GetShardId() uint64 {
@@ -6284,7 +6471,7 @@ type RecoverQuorumResponse struct {
 
 func (x *RecoverQuorumResponse) Reset() {
 	*x = RecoverQuorumResponse{}
-	mi := &file_shardd_v1_admin_proto_msgTypes[89]
+	mi := &file_shardd_v1_admin_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6296,7 +6483,7 @@ func (x *RecoverQuorumResponse) String() string {
 func (*RecoverQuorumResponse) ProtoMessage() {}
 
 func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shardd_v1_admin_proto_msgTypes[89]
+	mi := &file_shardd_v1_admin_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6309,7 +6496,7 @@ func (x *RecoverQuorumResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverQuorumResponse.ProtoReflect.Descriptor instead.
 func (*RecoverQuorumResponse) Descriptor() ([]byte, []int) {
-	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{89}
+	return file_shardd_v1_admin_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RecoverQuorumResponse) GetPlanToken() string {
@@ -6636,7 +6823,19 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"elapsed_ms\x18\n" +
 	" \x01(\x04R\telapsedMs\x12\x1a\n" +
-	"\bpriority\x18\v \x01(\tR\bpriority\"\x11\n" +
+	"\bpriority\x18\v \x01(\tR\bpriority\"\x10\n" +
+	"\x0eLatencyRequest\"\x95\x01\n" +
+	"\x0fLatencyResponse\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
+	"\x06bounds\x18\x03 \x03(\x01R\x06bounds\x12/\n" +
+	"\x06stages\x18\x04 \x03(\v2\x17.shardd.v1.StageLatencyR\x06stages\"\x8c\x01\n" +
+	"\fStageLatency\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\x12\x18\n" +
+	"\aseconds\x18\x04 \x01(\x01R\aseconds\x12\x18\n" +
+	"\abuckets\x18\x05 \x03(\x04R\abuckets\"\x11\n" +
 	"\x0fLivenessRequest\"\xb6\x01\n" +
 	"\x10LivenessResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12 \n" +
@@ -6883,7 +7082,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x02 \x03(\v2\x17.shardd.v1.RecoverShardR\x06shards\x12\x14\n" +
 	"\x05stage\x18\x03 \x01(\tR\x05stage\x12\x1a\n" +
 	"\bproblems\x18\x04 \x03(\tR\bproblems\x12!\n" +
-	"\ffailed_nodes\x18\x05 \x03(\x04R\vfailedNodes2\xff\x11\n" +
+	"\ffailed_nodes\x18\x05 \x03(\x04R\vfailedNodes2\xc1\x12\n" +
 	"\fAdminService\x127\n" +
 	"\x04Init\x12\x16.shardd.v1.InitRequest\x1a\x17.shardd.v1.InitResponse\x12I\n" +
 	"\n" +
@@ -6902,7 +7101,8 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\aUndrain\x12\x19.shardd.v1.UndrainRequest\x1a\x1a.shardd.v1.UndrainResponse\x12^\n" +
 	"\x11SetSnapshotLimits\x12#.shardd.v1.SetSnapshotLimitsRequest\x1a$.shardd.v1.SetSnapshotLimitsResponse\x12R\n" +
 	"\rListSnapshots\x12\x1f.shardd.v1.ListSnapshotsRequest\x1a .shardd.v1.ListSnapshotsResponse\x12C\n" +
-	"\bLiveness\x12\x1a.shardd.v1.LivenessRequest\x1a\x1b.shardd.v1.LivenessResponse\x124\n" +
+	"\bLiveness\x12\x1a.shardd.v1.LivenessRequest\x1a\x1b.shardd.v1.LivenessResponse\x12@\n" +
+	"\aLatency\x12\x19.shardd.v1.LatencyRequest\x1a\x1a.shardd.v1.LatencyResponse\x124\n" +
 	"\x03Why\x12\x15.shardd.v1.WhyRequest\x1a\x16.shardd.v1.WhyResponse\x12R\n" +
 	"\rBalanceStatus\x12\x1f.shardd.v1.BalanceStatusRequest\x1a .shardd.v1.BalanceStatusResponse\x12I\n" +
 	"\n" +
@@ -6936,7 +7136,7 @@ func file_shardd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_shardd_v1_admin_proto_rawDescData
 }
 
-var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_shardd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_shardd_v1_admin_proto_goTypes = []any{
 	(*InitRequest)(nil),               // 0: shardd.v1.InitRequest
 	(*InitResponse)(nil),              // 1: shardd.v1.InitResponse
@@ -6983,62 +7183,65 @@ var file_shardd_v1_admin_proto_goTypes = []any{
 	(*ListSnapshotsRequest)(nil),      // 42: shardd.v1.ListSnapshotsRequest
 	(*ListSnapshotsResponse)(nil),     // 43: shardd.v1.ListSnapshotsResponse
 	(*SnapshotProgress)(nil),          // 44: shardd.v1.SnapshotProgress
-	(*LivenessRequest)(nil),           // 45: shardd.v1.LivenessRequest
-	(*LivenessResponse)(nil),          // 46: shardd.v1.LivenessResponse
-	(*PeerLiveness)(nil),              // 47: shardd.v1.PeerLiveness
-	(*Support)(nil),                   // 48: shardd.v1.Support
-	(*WhyRequest)(nil),                // 49: shardd.v1.WhyRequest
-	(*Decision)(nil),                  // 50: shardd.v1.Decision
-	(*Candidate)(nil),                 // 51: shardd.v1.Candidate
-	(*WhyResponse)(nil),               // 52: shardd.v1.WhyResponse
-	(*BalanceStatusRequest)(nil),      // 53: shardd.v1.BalanceStatusRequest
-	(*Operator)(nil),                  // 54: shardd.v1.Operator
-	(*BalanceStatusResponse)(nil),     // 55: shardd.v1.BalanceStatusResponse
-	(*Count)(nil),                     // 56: shardd.v1.Count
-	(*BalanceLimits)(nil),             // 57: shardd.v1.BalanceLimits
-	(*SetBalanceRequest)(nil),         // 58: shardd.v1.SetBalanceRequest
-	(*SetBalanceResponse)(nil),        // 59: shardd.v1.SetBalanceResponse
-	(*SimulateRequest)(nil),           // 60: shardd.v1.SimulateRequest
-	(*SimulatedMove)(nil),             // 61: shardd.v1.SimulatedMove
-	(*SimulatedNode)(nil),             // 62: shardd.v1.SimulatedNode
-	(*SimulateResponse)(nil),          // 63: shardd.v1.SimulateResponse
-	(*GetZonesRequest)(nil),           // 64: shardd.v1.GetZonesRequest
-	(*GetZonesResponse)(nil),          // 65: shardd.v1.GetZonesResponse
-	(*ApplyZonesRequest)(nil),         // 66: shardd.v1.ApplyZonesRequest
-	(*ApplyZonesResponse)(nil),        // 67: shardd.v1.ApplyZonesResponse
-	(*ExplainZonesRequest)(nil),       // 68: shardd.v1.ExplainZonesRequest
-	(*ExplainedReplica)(nil),          // 69: shardd.v1.ExplainedReplica
-	(*ExplainZonesResponse)(nil),      // 70: shardd.v1.ExplainZonesResponse
-	(*ShardLogRequest)(nil),           // 71: shardd.v1.ShardLogRequest
-	(*ShardEvent)(nil),                // 72: shardd.v1.ShardEvent
-	(*ShardLogResponse)(nil),          // 73: shardd.v1.ShardLogResponse
-	(*TopRequest)(nil),                // 74: shardd.v1.TopRequest
-	(*TopResponse)(nil),               // 75: shardd.v1.TopResponse
-	(*HotKeysRequest)(nil),            // 76: shardd.v1.HotKeysRequest
-	(*HotKey)(nil),                    // 77: shardd.v1.HotKey
-	(*HotKeysResponse)(nil),           // 78: shardd.v1.HotKeysResponse
-	(*HotMapRequest)(nil),             // 79: shardd.v1.HotMapRequest
-	(*HotMapResponse)(nil),            // 80: shardd.v1.HotMapResponse
-	(*DecommissionNodeRequest)(nil),   // 81: shardd.v1.DecommissionNodeRequest
-	(*DecommissionNodeResponse)(nil),  // 82: shardd.v1.DecommissionNodeResponse
-	(*RecommissionNodeRequest)(nil),   // 83: shardd.v1.RecommissionNodeRequest
-	(*RecommissionNodeResponse)(nil),  // 84: shardd.v1.RecommissionNodeResponse
-	(*RemoveNodeRequest)(nil),         // 85: shardd.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 86: shardd.v1.RemoveNodeResponse
-	(*RecoverQuorumRequest)(nil),      // 87: shardd.v1.RecoverQuorumRequest
-	(*RecoverShard)(nil),              // 88: shardd.v1.RecoverShard
-	(*RecoverQuorumResponse)(nil),     // 89: shardd.v1.RecoverQuorumResponse
-	nil,                               // 90: shardd.v1.NodeStatusResponse.LabelsEntry
-	nil,                               // 91: shardd.v1.NodeInfo.LabelsEntry
-	nil,                               // 92: shardd.v1.LookupResponse.AddressesEntry
-	nil,                               // 93: shardd.v1.LookupResponse.LabelsEntry
-	nil,                               // 94: shardd.v1.NodeLabels.LabelsEntry
+	(*LatencyRequest)(nil),            // 45: shardd.v1.LatencyRequest
+	(*LatencyResponse)(nil),           // 46: shardd.v1.LatencyResponse
+	(*StageLatency)(nil),              // 47: shardd.v1.StageLatency
+	(*LivenessRequest)(nil),           // 48: shardd.v1.LivenessRequest
+	(*LivenessResponse)(nil),          // 49: shardd.v1.LivenessResponse
+	(*PeerLiveness)(nil),              // 50: shardd.v1.PeerLiveness
+	(*Support)(nil),                   // 51: shardd.v1.Support
+	(*WhyRequest)(nil),                // 52: shardd.v1.WhyRequest
+	(*Decision)(nil),                  // 53: shardd.v1.Decision
+	(*Candidate)(nil),                 // 54: shardd.v1.Candidate
+	(*WhyResponse)(nil),               // 55: shardd.v1.WhyResponse
+	(*BalanceStatusRequest)(nil),      // 56: shardd.v1.BalanceStatusRequest
+	(*Operator)(nil),                  // 57: shardd.v1.Operator
+	(*BalanceStatusResponse)(nil),     // 58: shardd.v1.BalanceStatusResponse
+	(*Count)(nil),                     // 59: shardd.v1.Count
+	(*BalanceLimits)(nil),             // 60: shardd.v1.BalanceLimits
+	(*SetBalanceRequest)(nil),         // 61: shardd.v1.SetBalanceRequest
+	(*SetBalanceResponse)(nil),        // 62: shardd.v1.SetBalanceResponse
+	(*SimulateRequest)(nil),           // 63: shardd.v1.SimulateRequest
+	(*SimulatedMove)(nil),             // 64: shardd.v1.SimulatedMove
+	(*SimulatedNode)(nil),             // 65: shardd.v1.SimulatedNode
+	(*SimulateResponse)(nil),          // 66: shardd.v1.SimulateResponse
+	(*GetZonesRequest)(nil),           // 67: shardd.v1.GetZonesRequest
+	(*GetZonesResponse)(nil),          // 68: shardd.v1.GetZonesResponse
+	(*ApplyZonesRequest)(nil),         // 69: shardd.v1.ApplyZonesRequest
+	(*ApplyZonesResponse)(nil),        // 70: shardd.v1.ApplyZonesResponse
+	(*ExplainZonesRequest)(nil),       // 71: shardd.v1.ExplainZonesRequest
+	(*ExplainedReplica)(nil),          // 72: shardd.v1.ExplainedReplica
+	(*ExplainZonesResponse)(nil),      // 73: shardd.v1.ExplainZonesResponse
+	(*ShardLogRequest)(nil),           // 74: shardd.v1.ShardLogRequest
+	(*ShardEvent)(nil),                // 75: shardd.v1.ShardEvent
+	(*ShardLogResponse)(nil),          // 76: shardd.v1.ShardLogResponse
+	(*TopRequest)(nil),                // 77: shardd.v1.TopRequest
+	(*TopResponse)(nil),               // 78: shardd.v1.TopResponse
+	(*HotKeysRequest)(nil),            // 79: shardd.v1.HotKeysRequest
+	(*HotKey)(nil),                    // 80: shardd.v1.HotKey
+	(*HotKeysResponse)(nil),           // 81: shardd.v1.HotKeysResponse
+	(*HotMapRequest)(nil),             // 82: shardd.v1.HotMapRequest
+	(*HotMapResponse)(nil),            // 83: shardd.v1.HotMapResponse
+	(*DecommissionNodeRequest)(nil),   // 84: shardd.v1.DecommissionNodeRequest
+	(*DecommissionNodeResponse)(nil),  // 85: shardd.v1.DecommissionNodeResponse
+	(*RecommissionNodeRequest)(nil),   // 86: shardd.v1.RecommissionNodeRequest
+	(*RecommissionNodeResponse)(nil),  // 87: shardd.v1.RecommissionNodeResponse
+	(*RemoveNodeRequest)(nil),         // 88: shardd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 89: shardd.v1.RemoveNodeResponse
+	(*RecoverQuorumRequest)(nil),      // 90: shardd.v1.RecoverQuorumRequest
+	(*RecoverShard)(nil),              // 91: shardd.v1.RecoverShard
+	(*RecoverQuorumResponse)(nil),     // 92: shardd.v1.RecoverQuorumResponse
+	nil,                               // 93: shardd.v1.NodeStatusResponse.LabelsEntry
+	nil,                               // 94: shardd.v1.NodeInfo.LabelsEntry
+	nil,                               // 95: shardd.v1.LookupResponse.AddressesEntry
+	nil,                               // 96: shardd.v1.LookupResponse.LabelsEntry
+	nil,                               // 97: shardd.v1.NodeLabels.LabelsEntry
 }
 var file_shardd_v1_admin_proto_depIdxs = []int32{
-	90, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
+	93, // 0: shardd.v1.NodeStatusResponse.labels:type_name -> shardd.v1.NodeStatusResponse.LabelsEntry
 	8,  // 1: shardd.v1.ClusterStatusResponse.nodes:type_name -> shardd.v1.NodeInfo
 	8,  // 2: shardd.v1.ListNodesResponse.nodes:type_name -> shardd.v1.NodeInfo
-	91, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
+	94, // 3: shardd.v1.NodeInfo.labels:type_name -> shardd.v1.NodeInfo.LabelsEntry
 	9,  // 4: shardd.v1.NodeInfo.load:type_name -> shardd.v1.Load
 	13, // 5: shardd.v1.ListShardsResponse.shards:type_name -> shardd.v1.ShardInfo
 	12, // 6: shardd.v1.ShardInfo.replicas:type_name -> shardd.v1.ReplicaInfo
@@ -7048,9 +7251,9 @@ var file_shardd_v1_admin_proto_depIdxs = []int32{
 	17, // 10: shardd.v1.ReplicaStatus.progress:type_name -> shardd.v1.FollowerProgress
 	21, // 11: shardd.v1.HealthResponse.checks:type_name -> shardd.v1.HealthCheck
 	26, // 12: shardd.v1.LookupResponse.routes:type_name -> shardd.v1.Route
-	92, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
-	93, // 14: shardd.v1.LookupResponse.labels:type_name -> shardd.v1.LookupResponse.LabelsEntry
-	94, // 15: shardd.v1.NodeLabels.labels:type_name -> shardd.v1.NodeLabels.LabelsEntry
+	95, // 13: shardd.v1.LookupResponse.addresses:type_name -> shardd.v1.LookupResponse.AddressesEntry
+	96, // 14: shardd.v1.LookupResponse.labels:type_name -> shardd.v1.LookupResponse.LabelsEntry
+	97, // 15: shardd.v1.NodeLabels.labels:type_name -> shardd.v1.NodeLabels.LabelsEntry
 	27, // 16: shardd.v1.Job.spec:type_name -> shardd.v1.JobSpec
 	28, // 17: shardd.v1.Job.steps:type_name -> shardd.v1.JobStep
 	27, // 18: shardd.v1.StartJobRequest.spec:type_name -> shardd.v1.JobSpec
@@ -7059,99 +7262,102 @@ var file_shardd_v1_admin_proto_depIdxs = []int32{
 	29, // 21: shardd.v1.GetJobResponse.job:type_name -> shardd.v1.Job
 	29, // 22: shardd.v1.CancelJobResponse.job:type_name -> shardd.v1.Job
 	44, // 23: shardd.v1.ListSnapshotsResponse.snapshots:type_name -> shardd.v1.SnapshotProgress
-	47, // 24: shardd.v1.LivenessResponse.peers:type_name -> shardd.v1.PeerLiveness
-	48, // 25: shardd.v1.PeerLiveness.gives:type_name -> shardd.v1.Support
-	48, // 26: shardd.v1.PeerLiveness.has:type_name -> shardd.v1.Support
-	51, // 27: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
-	50, // 28: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
-	50, // 29: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
-	54, // 30: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
-	54, // 31: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
-	57, // 32: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
-	56, // 33: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
-	57, // 34: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
-	57, // 35: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
-	61, // 36: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
-	62, // 37: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
-	69, // 38: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
-	51, // 39: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
-	72, // 40: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
-	8,  // 41: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
-	13, // 42: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
-	9,  // 43: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
-	77, // 44: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
-	29, // 45: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
-	88, // 46: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
-	25, // 47: shardd.v1.LookupResponse.LabelsEntry.value:type_name -> shardd.v1.NodeLabels
-	0,  // 48: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
-	2,  // 49: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
-	4,  // 50: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
-	6,  // 51: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
-	10, // 52: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
-	14, // 53: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
-	18, // 54: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
-	20, // 55: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
-	30, // 56: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
-	32, // 57: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
-	34, // 58: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
-	36, // 59: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
-	38, // 60: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
-	40, // 61: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
-	42, // 62: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
-	45, // 63: shardd.v1.AdminService.Liveness:input_type -> shardd.v1.LivenessRequest
-	49, // 64: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
-	53, // 65: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
-	58, // 66: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
-	60, // 67: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
-	64, // 68: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
-	66, // 69: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
-	68, // 70: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
-	71, // 71: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
-	74, // 72: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
-	76, // 73: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
-	79, // 74: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
-	81, // 75: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
-	83, // 76: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
-	85, // 77: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
-	87, // 78: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
-	23, // 79: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
-	1,  // 80: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
-	3,  // 81: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
-	5,  // 82: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
-	7,  // 83: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
-	11, // 84: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
-	15, // 85: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
-	19, // 86: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
-	22, // 87: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
-	31, // 88: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
-	33, // 89: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
-	35, // 90: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
-	37, // 91: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
-	39, // 92: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
-	41, // 93: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
-	43, // 94: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
-	46, // 95: shardd.v1.AdminService.Liveness:output_type -> shardd.v1.LivenessResponse
-	52, // 96: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
-	55, // 97: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
-	59, // 98: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
-	63, // 99: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
-	65, // 100: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
-	67, // 101: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
-	70, // 102: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
-	73, // 103: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
-	75, // 104: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
-	78, // 105: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
-	80, // 106: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
-	82, // 107: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
-	84, // 108: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
-	86, // 109: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
-	89, // 110: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
-	24, // 111: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
-	80, // [80:112] is the sub-list for method output_type
-	48, // [48:80] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	47, // 24: shardd.v1.LatencyResponse.stages:type_name -> shardd.v1.StageLatency
+	50, // 25: shardd.v1.LivenessResponse.peers:type_name -> shardd.v1.PeerLiveness
+	51, // 26: shardd.v1.PeerLiveness.gives:type_name -> shardd.v1.Support
+	51, // 27: shardd.v1.PeerLiveness.has:type_name -> shardd.v1.Support
+	54, // 28: shardd.v1.Decision.candidates:type_name -> shardd.v1.Candidate
+	53, // 29: shardd.v1.WhyResponse.now:type_name -> shardd.v1.Decision
+	53, // 30: shardd.v1.WhyResponse.past:type_name -> shardd.v1.Decision
+	57, // 31: shardd.v1.BalanceStatusResponse.running:type_name -> shardd.v1.Operator
+	57, // 32: shardd.v1.BalanceStatusResponse.recent:type_name -> shardd.v1.Operator
+	60, // 33: shardd.v1.BalanceStatusResponse.limits:type_name -> shardd.v1.BalanceLimits
+	59, // 34: shardd.v1.BalanceStatusResponse.problems:type_name -> shardd.v1.Count
+	60, // 35: shardd.v1.SetBalanceRequest.limits:type_name -> shardd.v1.BalanceLimits
+	60, // 36: shardd.v1.SetBalanceResponse.limits:type_name -> shardd.v1.BalanceLimits
+	64, // 37: shardd.v1.SimulateResponse.moves:type_name -> shardd.v1.SimulatedMove
+	65, // 38: shardd.v1.SimulateResponse.nodes:type_name -> shardd.v1.SimulatedNode
+	72, // 39: shardd.v1.ExplainZonesResponse.replicas:type_name -> shardd.v1.ExplainedReplica
+	54, // 40: shardd.v1.ExplainZonesResponse.others:type_name -> shardd.v1.Candidate
+	75, // 41: shardd.v1.ShardLogResponse.events:type_name -> shardd.v1.ShardEvent
+	8,  // 42: shardd.v1.TopResponse.nodes:type_name -> shardd.v1.NodeInfo
+	13, // 43: shardd.v1.TopResponse.shards:type_name -> shardd.v1.ShardInfo
+	9,  // 44: shardd.v1.TopResponse.total:type_name -> shardd.v1.Load
+	80, // 45: shardd.v1.HotKeysResponse.keys:type_name -> shardd.v1.HotKey
+	29, // 46: shardd.v1.DecommissionNodeResponse.job:type_name -> shardd.v1.Job
+	91, // 47: shardd.v1.RecoverQuorumResponse.shards:type_name -> shardd.v1.RecoverShard
+	25, // 48: shardd.v1.LookupResponse.LabelsEntry.value:type_name -> shardd.v1.NodeLabels
+	0,  // 49: shardd.v1.AdminService.Init:input_type -> shardd.v1.InitRequest
+	2,  // 50: shardd.v1.AdminService.NodeStatus:input_type -> shardd.v1.NodeStatusRequest
+	4,  // 51: shardd.v1.AdminService.ClusterStatus:input_type -> shardd.v1.ClusterStatusRequest
+	6,  // 52: shardd.v1.AdminService.ListNodes:input_type -> shardd.v1.ListNodesRequest
+	10, // 53: shardd.v1.AdminService.ListShards:input_type -> shardd.v1.ListShardsRequest
+	14, // 54: shardd.v1.AdminService.DescribeShard:input_type -> shardd.v1.DescribeShardRequest
+	18, // 55: shardd.v1.AdminService.TransferLeader:input_type -> shardd.v1.TransferLeaderRequest
+	20, // 56: shardd.v1.AdminService.Health:input_type -> shardd.v1.HealthRequest
+	30, // 57: shardd.v1.AdminService.StartJob:input_type -> shardd.v1.StartJobRequest
+	32, // 58: shardd.v1.AdminService.ListJobs:input_type -> shardd.v1.ListJobsRequest
+	34, // 59: shardd.v1.AdminService.GetJob:input_type -> shardd.v1.GetJobRequest
+	36, // 60: shardd.v1.AdminService.CancelJob:input_type -> shardd.v1.CancelJobRequest
+	38, // 61: shardd.v1.AdminService.Undrain:input_type -> shardd.v1.UndrainRequest
+	40, // 62: shardd.v1.AdminService.SetSnapshotLimits:input_type -> shardd.v1.SetSnapshotLimitsRequest
+	42, // 63: shardd.v1.AdminService.ListSnapshots:input_type -> shardd.v1.ListSnapshotsRequest
+	48, // 64: shardd.v1.AdminService.Liveness:input_type -> shardd.v1.LivenessRequest
+	45, // 65: shardd.v1.AdminService.Latency:input_type -> shardd.v1.LatencyRequest
+	52, // 66: shardd.v1.AdminService.Why:input_type -> shardd.v1.WhyRequest
+	56, // 67: shardd.v1.AdminService.BalanceStatus:input_type -> shardd.v1.BalanceStatusRequest
+	61, // 68: shardd.v1.AdminService.SetBalance:input_type -> shardd.v1.SetBalanceRequest
+	63, // 69: shardd.v1.AdminService.Simulate:input_type -> shardd.v1.SimulateRequest
+	67, // 70: shardd.v1.AdminService.GetZones:input_type -> shardd.v1.GetZonesRequest
+	69, // 71: shardd.v1.AdminService.ApplyZones:input_type -> shardd.v1.ApplyZonesRequest
+	71, // 72: shardd.v1.AdminService.ExplainZones:input_type -> shardd.v1.ExplainZonesRequest
+	74, // 73: shardd.v1.AdminService.ShardLog:input_type -> shardd.v1.ShardLogRequest
+	77, // 74: shardd.v1.AdminService.Top:input_type -> shardd.v1.TopRequest
+	79, // 75: shardd.v1.AdminService.HotKeys:input_type -> shardd.v1.HotKeysRequest
+	82, // 76: shardd.v1.AdminService.HotMap:input_type -> shardd.v1.HotMapRequest
+	84, // 77: shardd.v1.AdminService.DecommissionNode:input_type -> shardd.v1.DecommissionNodeRequest
+	86, // 78: shardd.v1.AdminService.RecommissionNode:input_type -> shardd.v1.RecommissionNodeRequest
+	88, // 79: shardd.v1.AdminService.RemoveNode:input_type -> shardd.v1.RemoveNodeRequest
+	90, // 80: shardd.v1.AdminService.RecoverQuorum:input_type -> shardd.v1.RecoverQuorumRequest
+	23, // 81: shardd.v1.RouteService.Lookup:input_type -> shardd.v1.LookupRequest
+	1,  // 82: shardd.v1.AdminService.Init:output_type -> shardd.v1.InitResponse
+	3,  // 83: shardd.v1.AdminService.NodeStatus:output_type -> shardd.v1.NodeStatusResponse
+	5,  // 84: shardd.v1.AdminService.ClusterStatus:output_type -> shardd.v1.ClusterStatusResponse
+	7,  // 85: shardd.v1.AdminService.ListNodes:output_type -> shardd.v1.ListNodesResponse
+	11, // 86: shardd.v1.AdminService.ListShards:output_type -> shardd.v1.ListShardsResponse
+	15, // 87: shardd.v1.AdminService.DescribeShard:output_type -> shardd.v1.DescribeShardResponse
+	19, // 88: shardd.v1.AdminService.TransferLeader:output_type -> shardd.v1.TransferLeaderResponse
+	22, // 89: shardd.v1.AdminService.Health:output_type -> shardd.v1.HealthResponse
+	31, // 90: shardd.v1.AdminService.StartJob:output_type -> shardd.v1.StartJobResponse
+	33, // 91: shardd.v1.AdminService.ListJobs:output_type -> shardd.v1.ListJobsResponse
+	35, // 92: shardd.v1.AdminService.GetJob:output_type -> shardd.v1.GetJobResponse
+	37, // 93: shardd.v1.AdminService.CancelJob:output_type -> shardd.v1.CancelJobResponse
+	39, // 94: shardd.v1.AdminService.Undrain:output_type -> shardd.v1.UndrainResponse
+	41, // 95: shardd.v1.AdminService.SetSnapshotLimits:output_type -> shardd.v1.SetSnapshotLimitsResponse
+	43, // 96: shardd.v1.AdminService.ListSnapshots:output_type -> shardd.v1.ListSnapshotsResponse
+	49, // 97: shardd.v1.AdminService.Liveness:output_type -> shardd.v1.LivenessResponse
+	46, // 98: shardd.v1.AdminService.Latency:output_type -> shardd.v1.LatencyResponse
+	55, // 99: shardd.v1.AdminService.Why:output_type -> shardd.v1.WhyResponse
+	58, // 100: shardd.v1.AdminService.BalanceStatus:output_type -> shardd.v1.BalanceStatusResponse
+	62, // 101: shardd.v1.AdminService.SetBalance:output_type -> shardd.v1.SetBalanceResponse
+	66, // 102: shardd.v1.AdminService.Simulate:output_type -> shardd.v1.SimulateResponse
+	68, // 103: shardd.v1.AdminService.GetZones:output_type -> shardd.v1.GetZonesResponse
+	70, // 104: shardd.v1.AdminService.ApplyZones:output_type -> shardd.v1.ApplyZonesResponse
+	73, // 105: shardd.v1.AdminService.ExplainZones:output_type -> shardd.v1.ExplainZonesResponse
+	76, // 106: shardd.v1.AdminService.ShardLog:output_type -> shardd.v1.ShardLogResponse
+	78, // 107: shardd.v1.AdminService.Top:output_type -> shardd.v1.TopResponse
+	81, // 108: shardd.v1.AdminService.HotKeys:output_type -> shardd.v1.HotKeysResponse
+	83, // 109: shardd.v1.AdminService.HotMap:output_type -> shardd.v1.HotMapResponse
+	85, // 110: shardd.v1.AdminService.DecommissionNode:output_type -> shardd.v1.DecommissionNodeResponse
+	87, // 111: shardd.v1.AdminService.RecommissionNode:output_type -> shardd.v1.RecommissionNodeResponse
+	89, // 112: shardd.v1.AdminService.RemoveNode:output_type -> shardd.v1.RemoveNodeResponse
+	92, // 113: shardd.v1.AdminService.RecoverQuorum:output_type -> shardd.v1.RecoverQuorumResponse
+	24, // 114: shardd.v1.RouteService.Lookup:output_type -> shardd.v1.LookupResponse
+	82, // [82:115] is the sub-list for method output_type
+	49, // [49:82] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_shardd_v1_admin_proto_init() }
@@ -7159,8 +7365,8 @@ func file_shardd_v1_admin_proto_init() {
 	if File_shardd_v1_admin_proto != nil {
 		return
 	}
-	file_shardd_v1_admin_proto_msgTypes[47].OneofWrappers = []any{}
-	file_shardd_v1_admin_proto_msgTypes[49].OneofWrappers = []any{
+	file_shardd_v1_admin_proto_msgTypes[50].OneofWrappers = []any{}
+	file_shardd_v1_admin_proto_msgTypes[52].OneofWrappers = []any{
 		(*WhyRequest_ShardId)(nil),
 		(*WhyRequest_NodeId)(nil),
 		(*WhyRequest_OperatorId)(nil),
@@ -7171,7 +7377,7 @@ func file_shardd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shardd_v1_admin_proto_rawDesc), len(file_shardd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   95,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -35,6 +35,7 @@ const (
 	AdminService_SetSnapshotLimits_FullMethodName = "/shardd.v1.AdminService/SetSnapshotLimits"
 	AdminService_ListSnapshots_FullMethodName     = "/shardd.v1.AdminService/ListSnapshots"
 	AdminService_Liveness_FullMethodName          = "/shardd.v1.AdminService/Liveness"
+	AdminService_Latency_FullMethodName           = "/shardd.v1.AdminService/Latency"
 	AdminService_Why_FullMethodName               = "/shardd.v1.AdminService/Why"
 	AdminService_BalanceStatus_FullMethodName     = "/shardd.v1.AdminService/BalanceStatus"
 	AdminService_SetBalance_FullMethodName        = "/shardd.v1.AdminService/SetBalance"
@@ -91,6 +92,8 @@ type AdminServiceClient interface {
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
 	// Liveness returns what the node that answers and the others promise each other at this moment.
 	Liveness(ctx context.Context, in *LivenessRequest, opts ...grpc.CallOption) (*LivenessResponse, error)
+	// Latency returns what the node that answers knows of the stages of sampled requests, since it was started.
+	Latency(ctx context.Context, in *LatencyRequest, opts ...grpc.CallOption) (*LatencyResponse, error)
 	// Why returns the decisions of the placement driver about a shard, a node or an operator.
 	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
 	// BalanceStatus says what the placement driver does and what it waits for.
@@ -291,6 +294,16 @@ func (c *adminServiceClient) Liveness(ctx context.Context, in *LivenessRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) Latency(ctx context.Context, in *LatencyRequest, opts ...grpc.CallOption) (*LatencyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LatencyResponse)
+	err := c.cc.Invoke(ctx, AdminService_Latency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhyResponse)
@@ -480,6 +493,8 @@ type AdminServiceServer interface {
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
 	// Liveness returns what the node that answers and the others promise each other at this moment.
 	Liveness(context.Context, *LivenessRequest) (*LivenessResponse, error)
+	// Latency returns what the node that answers knows of the stages of sampled requests, since it was started.
+	Latency(context.Context, *LatencyRequest) (*LatencyResponse, error)
 	// Why returns the decisions of the placement driver about a shard, a node or an operator.
 	Why(context.Context, *WhyRequest) (*WhyResponse, error)
 	// BalanceStatus says what the placement driver does and what it waits for.
@@ -567,6 +582,9 @@ func (UnimplementedAdminServiceServer) ListSnapshots(context.Context, *ListSnaps
 }
 func (UnimplementedAdminServiceServer) Liveness(context.Context, *LivenessRequest) (*LivenessResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Liveness not implemented")
+}
+func (UnimplementedAdminServiceServer) Latency(context.Context, *LatencyRequest) (*LatencyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Latency not implemented")
 }
 func (UnimplementedAdminServiceServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
@@ -922,6 +940,24 @@ func _AdminService_Liveness_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Latency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LatencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Latency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Latency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Latency(ctx, req.(*LatencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Why_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhyRequest)
 	if err := dec(in); err != nil {
@@ -1262,6 +1298,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Liveness",
 			Handler:    _AdminService_Liveness_Handler,
+		},
+		{
+			MethodName: "Latency",
+			Handler:    _AdminService_Latency_Handler,
 		},
 		{
 			MethodName: "Why",
