@@ -196,7 +196,7 @@ func TestADamagedTableIsQuarantinedAndReplaced(t *testing.T) {
 		leadFrom(t, c, id)
 	}
 	for i := range l.shards { // an error for a while perhaps, until another replica leads; never a wrong value
-		checkFill(t, l.db, i, damagedFill)
+		checkFill(t, l.dbs[0], i, damagedFill)
 	}
 	if c.Nodes[victim].Proc.Running() {
 		if j := verifyOnce(t, c); j.GetState() == admin.JobDone && len(j.GetFindings()) == 0 {
@@ -210,7 +210,7 @@ func TestADamagedTableIsQuarantinedAndReplaced(t *testing.T) {
 	c.WaitHealthy()
 	c.Verify()
 	for i := range l.shards {
-		checkFill(t, l.db, i, damagedFill)
+		checkFill(t, l.dbs[0], i, damagedFill)
 	}
 	l.judge(2)
 }
@@ -234,7 +234,7 @@ func TestADamagedLogIsNeverBelieved(t *testing.T) {
 	c.WaitHealthy()
 	c.Verify()
 	for i := range l.shards {
-		checkFill(t, l.db, i, damagedFill)
+		checkFill(t, l.dbs[0], i, damagedFill)
 	}
 	l.judge(2)
 }

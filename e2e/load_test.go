@@ -40,9 +40,10 @@ func splitsOf(n int) [][]byte {
 // once to ledger.
 type load struct {
 	t       *testing.T
-	db      *client.DB
+	dbs     []*client.DB // a client keeps to one
 	shards  int
 	roamers int
+	timeout time.Duration // of an operation
 	rec     history.Recorder
 	ledger  *history.Ledger
 	start   time.Time
@@ -68,8 +69,8 @@ func newLoad(t *testing.T, db *client.DB) *load { return newLoadOf(t, db, shards
 
 // newLoadOf is a load of shards + roamers clients over so many shards, as splitsOf makes them.
 func newLoadOf(t *testing.T, db *client.DB, shards, roamers int) *load {
-	l := &load{t: t, db: db, shards: shards, roamers: roamers, ledger: history.NewLedger(), start: time.Now(),
-		seed: rand.Uint64()}
+	l := &load{t: t, dbs: []*client.DB{db}, shards: shards, roamers: roamers, timeout: 20 * time.Second,
+		ledger: history.NewLedger(), start: time.Now(), seed: rand.Uint64()}
 	l.mu.shard = make([]shardStat, shards)
 	l.mu.classes = map[string]int{}
 	t.Logf("load with seed %d", l.seed)
@@ -107,10 +108,12 @@ type loadClient struct {
 	rnd   *rand.Rand
 }
 
+func (c *loadClient) db() *client.DB { return c.dbs[c.id%len(c.dbs)] }
+
 // step runs one operation, or a read and the swap that follows from it.
 func (c *loadClient) step(shard, n int) {
 	// Not the round's context: an operation under way at the end of a round is seen to its end.
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
 	if c.id < c.shards && n%8 == 0 {
 		c.insert(ctx, shard)
@@ -141,7 +144,7 @@ func (c *loadClient) insert(ctx context.Context, shard int) {
 	v := c.unique()
 	key := fmt.Sprintf("%02d/led/%s", shard, v)
 	call := c.now()
-	_, err := c.db.All().Put(ctx, []byte(key), []byte(v))
+	_, err := c.db().All().Put(ctx, []byte(key), []byte(v))
 	switch c.outcome(shard, call, err) {
 	case acked:
 		c.ledger.Acked(key, v)
@@ -152,13 +155,13 @@ func (c *loadClient) insert(ctx context.Context, shard int) {
 
 func (c *loadClient) put(ctx context.Context, shard int, key string) {
 	op := history.Op{Client: c.id, Key: key, Kind: history.Put, New: c.unique(), Call: c.now()}
-	_, err := c.db.All().Put(ctx, []byte(key), []byte(op.New))
+	_, err := c.db().All().Put(ctx, []byte(key), []byte(op.New))
 	c.record(op, c.outcome(shard, op.Call, err))
 }
 
 func (c *loadClient) del(ctx context.Context, shard int, key string) {
 	op := history.Op{Client: c.id, Key: key, Kind: history.Delete, Call: c.now()}
-	err := c.db.All().Delete(ctx, []byte(key))
+	err := c.db().All().Delete(ctx, []byte(key))
 	c.record(op, c.outcome(shard, op.Call, err))
 }
 
@@ -168,7 +171,7 @@ func (c *loadClient) get(ctx context.Context, key string) (version uint64, value
 	if c.rnd != nil && c.rnd.IntN(3) == 0 { // the judge has none
 		opts = append(opts, client.AtFollower()) // as fresh as at the leader
 	}
-	v, err := c.db.All().Get(ctx, []byte(key), opts...)
+	v, err := c.db().All().Get(ctx, []byte(key), opts...)
 	if err != nil && !errors.Is(err, client.ErrNotFound) {
 		c.failed(err)
 		return 0, "", false
@@ -184,7 +187,7 @@ func (c *loadClient) swap(ctx context.Context, shard int, key string) {
 		return
 	}
 	op := history.Op{Client: c.id, Key: key, Kind: history.Swap, Old: value, New: c.unique(), Call: c.now()}
-	_, err := c.db.All().CompareAndSwap(ctx, []byte(key), version, []byte(op.New))
+	_, err := c.db().All().CompareAndSwap(ctx, []byte(key), version, []byte(op.New))
 	if errors.Is(err, client.ErrConflict) {
 		op.Conflict, op.Return = true, c.now()
 		c.rec.Add(op)
@@ -318,7 +321,7 @@ func (l *load) compareLedger() {
 	for shard := range l.shards {
 		prefix := fmt.Appendf(nil, "%02d/led/", shard)
 		err := harness.Until(l.t.Context(), harness.Patience, func(ctx context.Context) error {
-			for row, err := range l.db.Prefix(prefix).Scan(ctx) {
+			for row, err := range l.dbs[0].Prefix(prefix).Scan(ctx) {
 				if err != nil {
 					return err
 				}
