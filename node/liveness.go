@@ -11,7 +11,7 @@ import (
 	"github.com/shardd/shardd/shard/liveness"
 )
 
-// Store liveness: what this node and the others promise each other, and since when they have not been heard of. The
+// Store liveness: what this node and the others promise each other, and when each was last heard. The
 // protocol is package shard/liveness; here it gets its clock, its disk, its network and its peers.
 
 // newLiveness makes the Monitor of this life. What it may promise is on disk before it promises anything, and what
