@@ -22,6 +22,7 @@ type parsed struct {
 	op      wire.Op
 	raw     []byte
 	refused string // why it is answered Invalid, "" if it is fine
+	done    bool   // answered already
 }
 
 // maxRetained bounds the operations whose slots an idle inbound keeps.

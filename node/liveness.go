@@ -29,8 +29,14 @@ func (m *member) newLiveness(log *slog.Logger) error {
 	m.liveness = liveness.New(liveness.Config{
 		Store: m.self, Incarnation: m.incarnation, Promise: promise, Recorded: recorded, Margin: s.ClockMargin,
 		Clock: m.clock, Healthy: func() bool { return n.eng.SyncAge() <= syncLimit },
-		Send:   func(to base.StoreID, payload []byte) { m.transport.SendLiveness(to, payload) },
-		Logger: log, Registerer: n.reg,
+		Send: func(to base.StoreID, payload []byte) { m.transport.SendLiveness(to, payload) },
+		// The store is made after the Monitor, and before either runs.
+		OnLapse:    func(s base.StoreID, epoch uint64) { m.store.OnLapse(s, epoch) },
+		OnSupport:  func(s base.StoreID, epoch uint64, fresh bool) { m.store.OnSupport(s, epoch, fresh) },
+		OnReleased: func(s base.StoreID, gs []liveness.Group) { m.store.OnReleased(s, gs) },
+		Leads:      func(g liveness.Group) bool { return m.store.Leads(g) },
+		Follows:    func(s base.StoreID) []liveness.Group { return m.store.Follows(s) },
+		Logger:     log, Registerer: n.reg,
 	})
 	m.peersWake = make(chan struct{}, 1)
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,7 +35,8 @@ const (
 
 // opStream serves one batched stream of operations.
 //
-//	reader     frame -> validated operations -> one Store.Write and one Store.ReadIndex per frame
+//	reader     frame -> validated operations -> Gets that need no one else are answered at once (Store.ReadNow), in one frame
+//	           for the rest one Store.Write and one Store.ReadIndex per frame
 //	Complete   (store workers) -> done
 //	answers    done -> frame; confirmed Gets run here, Scans on the node's scan workers; sent at 64 KiB or when nothing
 //	           is pending
@@ -49,6 +51,8 @@ type opStream struct {
 	wake  chan struct{} // capacity 1
 	taken chan struct{} // capacity 1: the answer loop has taken what was done
 	sent  prometheus.Counter
+	// reading is set while the reader answers operations itself: the stream must not end meanwhile.
+	reading atomic.Bool
 
 	nextTrace time.Duration // the reader's: when a request is followed again
 
@@ -127,7 +131,15 @@ func (st *opStream) read() error {
 		if werr := st.awaitTaken(); werr != nil {
 			return werr
 		}
-		st.submit(&in)
+		st.reading.Store(true) // before it looks whether the node drains
+		serr := st.submit(&in)
+		st.reading.Store(false)
+		if isClosed(st.n.drain) {
+			st.signal()
+		}
+		if serr != nil {
+			return serr
+		}
 		if err != nil {
 			return status.Errorf(codes.InvalidArgument, "operation stream: %v", err)
 		}
@@ -152,9 +164,57 @@ func (st *opStream) awaitTaken() error {
 	}
 }
 
-// submit gives the operations of one frame to the store.
-func (st *opStream) submit(in *inbound) {
+// readNow answers the Gets of a frame that nothing has to be waited for, and sends the answers. It returns how many
+// operations are left.
+func (st *opStream) readNow(in *inbound, now time.Duration) (left int, err error) {
+	var buf []byte
+	for i := range in.ops {
+		p := &in.ops[i]
+		if p.refused != "" || p.op.Code != wire.OpGet {
+			left++
+			continue
+		}
+		if buf == nil {
+			buf = transport.GetBuffer(2 * answerFrame) // the last answer may reach over the cut
+		}
+		if buf, p.done = st.m.store.ReadNow(&p.op, buf, now); !p.done {
+			left++
+			continue
+		}
+		if len(buf) >= answerFrame {
+			if err := st.send(buf); err != nil {
+				return left, err
+			}
+			buf = nil
+		}
+	}
+	if len(buf) > 0 {
+		return left, st.send(buf)
+	}
+	if buf != nil {
+		transport.PutBuffer(buf)
+	}
+	return left, nil
+}
+
+// send sends a frame of answers, which is the transport's from then on.
+func (st *opStream) send(buf []byte) error {
+	if err := st.s.Send(buf); err != nil {
+		return fmt.Errorf("send answers: %w", err)
+	}
+	st.sent.Inc()
+	return nil
+}
+
+// submit gives the operations of one frame to the store. An error means that nothing can be sent any more.
+func (st *opStream) submit(in *inbound) error {
+	defer in.release()
 	now, draining := st.m.clock.Boot(), isClosed(st.n.drain)
+	if !draining {
+		if left, err := st.readNow(in, now); left == 0 || err != nil {
+			return err
+		}
+	}
 	in.writes, in.reads = in.writes[:0], in.reads[:0]
 	direct := 0
 	limit := &st.n.cfg.Settings
@@ -162,6 +222,8 @@ func (st *opStream) submit(in *inbound) {
 	for i := range in.ops {
 		p := &in.ops[i]
 		switch {
+		case p.done:
+			continue
 		case p.refused != "":
 			st.directLocked(p.op.Req, wire.Invalid, p.refused)
 			st.n.metrics.refused.WithLabelValues("invalid").Inc()
@@ -211,7 +273,7 @@ func (st *opStream) submit(in *inbound) {
 	if len(in.reads) > 0 {
 		st.m.store.ReadIndex(in.reads)
 	}
-	in.release()
+	return nil
 }
 
 // readRequest asks the store for the right to run a read, or for the index that a read elsewhere needs.
@@ -342,7 +404,7 @@ func (st *opStream) ended(ctx context.Context, draining bool) (bool, error) {
 	if err != nil && !errors.Is(err, io.EOF) && ctx.Err() != nil {
 		return true, err
 	}
-	if err == nil && !draining || st.mu.open > 0 || len(st.mu.done) > 0 {
+	if err == nil && !draining || st.mu.open > 0 || len(st.mu.done) > 0 || st.reading.Load() {
 		return false, nil
 	}
 	switch {
@@ -434,10 +496,9 @@ func (st *opStream) flush() error {
 	}
 	buf := a.buf
 	a.buf = nil
-	if err := st.s.Send(buf); err != nil {
-		return fmt.Errorf("send answers: %w", err)
+	if err := st.send(buf); err != nil {
+		return err
 	}
-	st.sent.Inc()
 	if len(a.followed) > 0 {
 		st.n.metrics.latency.left(a.followed, st.m.clock.Boot())
 		clear(a.followed)

@@ -109,7 +109,7 @@ func TestALargeQueueIsCutIntoEntriesOfBoundedSize(t *testing.T) {
 }
 
 func TestWaitingReadsShareOneReadIndex(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	n := c.leader(7)

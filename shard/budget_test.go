@@ -26,7 +26,7 @@ func groupKey(i int) string { return fmt.Sprintf("%02d", i) }
 
 // newBudgetCluster has many groups, all led by the first store, with one limit for all of them together.
 func newBudgetCluster(t *testing.T, stores int, limits Limits) (c *cluster, lead *testNode) {
-	c = newCluster(t, stores, func(cfg *Config) {
+	c = newPlainCluster(t, stores, func(cfg *Config) {
 		cfg.Limits, cfg.EntryBytes, cfg.MaxSizePerMsg = limits, budgetItem, budgetItem
 	})
 	on := []base.StoreID{1, 2, 3}[:stores]
@@ -171,7 +171,7 @@ func TestStateMachinesThatFallBehindKeepToOneBudget(t *testing.T) {
 func TestWaitingReadsOfAllGroupsShareOneBudget(t *testing.T) {
 	const limit = 40
 	c, lead := newBudgetCluster(t, 3, Limits{StoreReads: limit})
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		n.filter(func(m *wire.RaftMessage) bool { return m.Msg.Type != raftpb.MsgHeartbeatResp })
 	})
 	a := newAnswers(t)
@@ -186,7 +186,7 @@ func TestWaitingReadsOfAllGroupsShareOneBudget(t *testing.T) {
 		t.Errorf("%d reads wait under a limit of %d", open, limit)
 	}
 	a.busyFor(reqs, "store-reads")
-	c.live(func(n *testNode) { n.filter(nil) })
+	c.each(func(n *testNode) { n.filter(nil) })
 	c.until("the reads", func() bool { return a.missing() == 0 })
 	a.busyFor(reqs, "store-reads")
 }

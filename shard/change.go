@@ -150,6 +150,7 @@ func (w *worker) tickMembership(r *replica, ticks int) {
 		if rw.nonvoter {
 			w.tickNonvoter(r, ticks)
 		} else {
+			w.tickLeaseless(r, ticks)
 			w.tickJoint(r, ticks)
 			w.tickShed(r, ticks)
 			w.tickFrozen(r, ticks)
@@ -263,6 +264,7 @@ func (w *worker) unfit(r *replica, d, next *base.Descriptor) string {
 			known[rid] = state{}
 			return
 		}
+		pr.RecentActive = w.isActive(r, id, &pr)
 		known[rid] = state{voter: lags(&pr, first, last, commit), learner: lags(&pr, first, last, last)}
 	})
 	for _, rep := range next.Replicas {

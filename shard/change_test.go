@@ -61,7 +61,7 @@ func (c *cluster) shapes(shard base.ShardID, want string) {
 	c.t.Helper()
 	c.until("descriptor "+want, func() bool {
 		all := true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			if d, ok := n.store.Descriptor(shard); ok {
 				all = all && shape(d) == want
 			}
@@ -263,7 +263,7 @@ func TestAChangeOfALeaderThatIsCutOffIsAmbiguous(t *testing.T) {
 	old := c.leader(7)
 	c.everywhere(7, "a", "1")
 	// The acknowledgements are lost, then the leadership.
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n != old {
 			n.filter(func(m *wire.RaftMessage) bool { return m.Msg.Type != raftpb.MsgAppResp })
 		}
@@ -278,7 +278,7 @@ func TestAChangeOfALeaderThatIsCutOffIsAmbiguous(t *testing.T) {
 	if out := c.decided(c.change(old, 7, 0, add(9))); !errors.As(out.err, &not) {
 		t.Fatalf("%v, want not leader", out.err)
 	}
-	c.live(func(n *testNode) { n.filter(nil) })
+	c.each(func(n *testNode) { n.filter(nil) })
 	c.net.HealAll()
 	c.until("a leader", func() bool { return c.leader(7) != nil })
 	c.put(7, "c", "3")

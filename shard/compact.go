@@ -135,7 +135,7 @@ func (w *worker) mayTruncate(r *replica, first, last, bytes, budget uint64) uint
 		return min(limit, first-1) // nobody has been heard of yet
 	}
 	rw.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if base.ReplicaID(id) == r.id || !pr.RecentActive || pr.State == tracker.StateSnapshot {
+		if base.ReplicaID(id) == r.id || !w.isActive(r, id, &pr) || pr.State == tracker.StateSnapshot {
 			return
 		}
 		has := pr.Match
@@ -188,11 +188,7 @@ func (c *compaction) follow(leads bool, term uint64, ticks int) {
 // the cap is reached.
 func (w *worker) levelLogs() {
 	s := w.store
-	var own uint64
-	for _, r := range w.replicas {
-		own += r.logBytes()
-	}
-	s.logBytes[w.index].Store(own)
+	s.logBytes[w.index].Store(w.logTotal)
 	total := s.totalLogBytes()
 	limit := s.cfg.Compaction.StoreCapBytes
 	w.logLevel = s.cfg.Compaction.ShardCapBytes
@@ -206,6 +202,11 @@ func (w *worker) levelLogs() {
 	}
 	s.mu.RUnlock()
 	w.logLevel = min(w.logLevel, level(sizes, limit))
+	for _, r := range w.replicas {
+		if !r.worker.awake && r.logBytes() > w.logLevel {
+			w.queueWake(r, 0)
+		}
+	}
 }
 
 // level returns the highest size to which the larger ones must be cut so that all together stay within limit.

@@ -53,7 +53,7 @@ func (n *testNode) log(shard base.ShardID) (first, last, bytes uint64) {
 // agree.
 func (c *cluster) checkLogs(shard base.ShardID) {
 	c.t.Helper()
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		r := n.store.serving(shard)
 		if r == nil {
 			return
@@ -89,7 +89,7 @@ func TestALongRunOfWritesKeepsTheLogBounded(t *testing.T) {
 	for round := range 30 {
 		c.fill(7, 16<<10)
 		c.tick()
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			if first, last, bytes := n.log(7); bytes > 3*(16<<10) {
 				t.Errorf("round %d: the log of %s holds %d bytes, entries %d to %d", round, n.id, bytes, first, last)
 			}
@@ -97,7 +97,7 @@ func TestALongRunOfWritesKeepsTheLogBounded(t *testing.T) {
 		c.checkLogs(7)
 	}
 	c.everywhere(7, "k0", strings.Repeat("v", 450))
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if first, _, bytes := n.log(7); first < 500 || bytes < 4<<10 {
 			t.Errorf("%s: log from %d, %d bytes: it is not cut in large pieces down to half of the floor", n.id, first, bytes)
 		}
@@ -278,7 +278,7 @@ func TestATruncationKeepsTheConfigurationAtItsIndex(t *testing.T) {
 	changes := [][]ReplicaChange{{promote(3)}, {demote(3)}, {promote(3)}, {demote(3)}}
 	history := map[uint64]raftpb.ConfState{}
 	record := func() {
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			st, _, err := n.eng.ReplicaState(7)
 			if err != nil {
 				t.Fatal(err)
@@ -299,7 +299,7 @@ func TestATruncationKeepsTheConfigurationAtItsIndex(t *testing.T) {
 		}
 		c.tick()
 		record()
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			st, _, err := n.eng.ReplicaState(7)
 			if err != nil {
 				t.Fatal(err)

@@ -161,6 +161,7 @@ func (w *worker) takeConfResults(r *replica) {
 		rw.confs--
 		if c.refused == nil { // else no call: an invalid one panics every replica, at every restart
 			w.sayFarewell(r, c)
+			w.releaseRemoved(r, c.desc)
 			r.adoptConf(c.index, &c.conf, c.desc) // before raft sends anything to a new replica
 			got := rw.rn.ApplyConfChange(c.cc)
 			if err := c.conf.Equivalent(*got); err != nil {
@@ -192,6 +193,7 @@ func (r *replica) adoptConf(index uint64, conf *raftpb.ConfState, d *base.Descri
 		}
 	}
 	rw.peers = peers
+	rw.conf = *conf
 	rw.nonvoter = !votes(conf, uint64(r.id))
 	rw.history.changed(index, conf)
 }

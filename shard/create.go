@@ -165,6 +165,7 @@ func (s *Store) publishCreated(c *creation, st engine.ReplicaState) {
 		return
 	}
 	r.in.campaign = c.campaign
+	r.inherit(c.over)
 	var inbox []wire.RaftMessage
 	s.mu.Lock()
 	stopped := s.mu.stopped
@@ -214,7 +215,8 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	rw := &r.worker
 	rw.term, rw.vote = st.Hard.Term, st.Hard.Vote
 	rw.lastStamp = st.Applied.Stamp
-	rw.nonvoter = !votes(&st.Applied.Conf, uint64(r.id))
+	rw.conf = st.Applied.Conf
+	rw.nonvoter = !votes(&rw.conf, uint64(r.id))
 	rw.history.reset(st.Applied.Index, &st.Applied.Conf)
 	if st.Desc != nil {
 		r.machine = r.newMachine(st.Desc, st.Applied)
@@ -289,7 +291,13 @@ func (s *Store) boot() error {
 		if err != nil {
 			return err
 		}
-		s.publish(r, nil, "")
+		if r.worker.starting = r.sleepsAtStart(); !r.worker.starting {
+			s.publish(r, nil, "")
+			continue
+		}
+		s.mu.Lock()
+		s.publishLocked(r, nil, "")
+		s.mu.Unlock()
 	}
 	s.log.Info("store loaded", "store", s.cfg.Store, "replicas", len(states))
 	for _, w := range s.workers {

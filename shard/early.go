@@ -134,6 +134,7 @@ func (s *Store) takeInboxLocked(old *replica) []wire.RaftMessage {
 	for i, m := range old.in.msgs {
 		msgs[i] = wire.RaftMessage{
 			Shard: old.shard, From: base.ReplicaID(m.msg.From), To: old.id, FromStore: m.store, ToStore: s.cfg.Store, Msg: m.msg,
+			Stamp: m.stamp,
 		}
 	}
 	s.used.inbox.Add(-old.in.msgBytes)

@@ -59,7 +59,12 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	r.takeRequestsLocked()
 	r.in.Unlock()
 
+	r.wakeUp()
 	old := r.lead.Swap(&leadership{term: rw.term})
+	r.lease.Store(nil)
+	if rw.leads {
+		s.release(r, old.term)
+	}
 	if old.leads {
 		s.metrics.leaders.Dec()
 	}

@@ -92,7 +92,7 @@ func (w *worldOf) readSomewhere(q *asker) {
 // someRoute returns one of the descriptors for a key that the stores have, old ones among them.
 func (w *worldOf) someRoute(key []byte) *base.Descriptor {
 	var all []*base.Descriptor
-	w.c.live(func(n *testNode) {
+	w.c.each(func(n *testNode) {
 		n.store.mu.RLock()
 		defer n.store.mu.RUnlock()
 		n.store.mu.ranges.overlapping(key, nil, func(d *base.Descriptor) bool {

@@ -152,6 +152,7 @@ func (w *worker) lagging(r *replica, d *base.Descriptor) (why string) {
 		if base.ReplicaID(id) == r.id || why != "" {
 			return
 		}
+		pr.RecentActive = w.isActive(r, id, &pr)
 		if lag := lags(&pr, first, last, commit); lag != "" {
 			rep, _ := d.Replica(base.ReplicaID(id))
 			why = fmt.Sprintf("the replica on %s %s", rep.Store, lag)

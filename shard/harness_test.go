@@ -15,6 +15,7 @@ import (
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/liveness"
 	"github.com/shardd/shardd/transport/simnet"
 )
 
@@ -33,11 +34,13 @@ type cluster struct {
 	tune  func(*Config)
 	nodes map[base.StoreID]*testNode
 	next  uint64 // request ids
+	live  bool   // stores have Monitors
 
 	staged uint64 // ids of stagings
 }
 
 type testNode struct {
+	c      *cluster
 	id     base.StoreID
 	fs     *engine.FS
 	eng    *engine.Engine
@@ -49,19 +52,44 @@ type testNode struct {
 	hold   bool  // apply and the life-cycle goroutine stand still
 	inline int64 // the store's InlineBytes while they do not
 	lazy   bool  // apply alone does
+	paused bool  // the process stands still: messages wait in its inboxes
 	ship   *shipper
+
+	live   *liveness.Monitor
+	mute   bool          // its Monitor is not heard
+	skew   time.Duration // of its clock
+	onBoot func()        // its clock is about to be read
 }
 
 func newCluster(t *testing.T, stores int, tune func(*Config)) *cluster {
 	t.Helper()
+	if *allLive {
+		return newLiveCluster(t, stores, tune)
+	}
+	return newPlainCluster(t, stores, tune)
+}
+
+// newPlainCluster is newCluster, always without store liveness: there are no leases, so that reads wait for a quorum, and
+// nothing sleeps.
+func newPlainCluster(t *testing.T, stores int, tune func(*Config)) *cluster {
+	t.Helper()
+	return makeCluster(t, stores, tune, false)
+}
+
+func makeCluster(t *testing.T, stores int, tune func(*Config), live bool) *cluster {
+	t.Helper()
 	seed := rand.Int64()
 	t.Logf("simnet seed %d", seed)
-	c := &cluster{t: t, clock: &manualClock{}, net: simnet.New(seed), tune: tune, nodes: map[base.StoreID]*testNode{}}
+	c := &cluster{
+		t: t, clock: &manualClock{}, net: simnet.New(seed), tune: tune, nodes: map[base.StoreID]*testNode{}, live: live,
+	}
 	c.clock.now.Store(int64(time.Hour))
 	for i := range stores {
-		n := &testNode{id: base.StoreID(i + 1), fs: engine.NewMemFS()}
+		n := &testNode{c: c, id: base.StoreID(i + 1), fs: engine.NewMemFS()}
 		c.nodes[n.id] = n
-		c.start(n)
+	}
+	for _, id := range c.ids() {
+		c.start(c.nodes[id])
 	}
 	t.Cleanup(func() {
 		for _, n := range c.nodes {
@@ -95,12 +123,16 @@ func (c *cluster) start(n *testNode) {
 	}
 	n.eng = eng
 	n.life++
-	late := &lateSender{}
+	late := &lateSender{from: n}
 	if n.ship == nil {
 		n.ship = &shipper{c: c, from: n}
 	}
+	if c.live {
+		n.live = c.newMonitor(n)
+	}
 	cfg := Config{
-		Store: n.id, Incarnation: n.life, Engine: eng, Sender: late, Snapshots: n.ship, Clock: c.clock, Workers: 1, ApplyWorkers: 1,
+		Store: n.id, Incarnation: n.life, Engine: eng, Sender: late, Snapshots: n.ship, Clock: n, Liveness: n.live,
+		Workers: 1, ApplyWorkers: 1,
 		Registerer: prometheus.NewRegistry(),
 		Fault: func(_ base.ShardID, _ base.ReplicaID, reason string) {
 			c.t.Logf("fault on %s: %s", n.id, reason)
@@ -114,18 +146,33 @@ func (c *cluster) start(n *testNode) {
 		c.t.Fatal(err)
 	}
 	n.inline = n.store.cfg.InlineBytes
-	late.to = c.net.Node(n.id, n.store)
+	at := c.net.Node(n.id, n.store)
+	at.SetIncarnation(n.life)
+	late.to = at
 	n.sender = late
 }
 
+// Boot and Wall make a node its store's clock.
+func (n *testNode) Boot() time.Duration {
+	if f := n.onBoot; f != nil {
+		f()
+	}
+	return n.c.clock.Boot() + n.skew
+}
+
+// Wall implements clock.Clock.
+func (n *testNode) Wall() time.Time { return n.c.clock.Wall() }
+
 // lateSender breaks the circle between a store and its network, and lets a test look at what is sent.
 type lateSender struct {
+	from *testNode
 	to   Sender
 	tap  func(to base.StoreID, msgs []wire.RaftMessage)
 	pass func(m *wire.RaftMessage) bool // nil: all
 }
 
 func (l *lateSender) Send(to base.StoreID, msgs []wire.RaftMessage) {
+	l.checkLeases(msgs)
 	if l.tap != nil {
 		l.tap(to, msgs)
 	}
@@ -168,8 +215,17 @@ func (c *cluster) crash(n *testNode, keepPercent int) {
 	n.fs = fs
 }
 
-// live calls f for the running stores, in order.
-func (c *cluster) live(f func(*testNode)) {
+// each calls f for the running stores that do not stand still, in order.
+func (c *cluster) each(f func(*testNode)) {
+	for _, id := range c.ids() {
+		if n := c.nodes[id]; n.store != nil && !n.paused {
+			f(n)
+		}
+	}
+}
+
+// eachStore is each with those that stand still.
+func (c *cluster) eachStore(f func(*testNode)) {
 	for _, id := range c.ids() {
 		if n := c.nodes[id]; n.store != nil {
 			f(n)
@@ -181,7 +237,7 @@ func (c *cluster) live(f func(*testNode)) {
 func (c *cluster) drain() {
 	for worked := true; worked; {
 		worked = false
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			// The worker itself applies nothing either while apply stands still.
 			if n.store.cfg.InlineBytes = n.inline; n.hold || n.lazy {
 				n.store.cfg.InlineBytes = -1
@@ -197,7 +253,7 @@ func (c *cluster) drain() {
 			}
 			worked = n.store.Poll() || worked
 		})
-		c.live(func(n *testNode) { worked = n.ship.ship() || worked })
+		c.each(func(n *testNode) { worked = n.ship.ship() || worked })
 		for c.net.Step() {
 			worked = true
 		}
@@ -209,7 +265,7 @@ func (c *cluster) settle() {
 	for {
 		c.drain()
 		syncing := false
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			for _, w := range n.store.workers {
 				syncing = syncing || w.syncing > 0
 			}
@@ -224,8 +280,12 @@ func (c *cluster) settle() {
 
 func (c *cluster) tick() {
 	c.clock.now.Add(int64(100 * time.Millisecond))
-	c.live(func(n *testNode) { n.store.TickAll() })
+	c.beat()
+	c.each(func(n *testNode) { n.store.TickAll() })
 	c.settle()
+	if c.live {
+		c.checkHolders()
+	}
 }
 
 // until ticks until cond holds.
@@ -272,7 +332,7 @@ func (c *cluster) leader(shard base.ShardID) *testNode {
 	var best *testNode
 	var term uint64
 	followers := 0
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if r := n.store.lookup(shard); r != nil {
 			if l := r.lead.Load(); l.leads && l.term >= term {
 				best, term = n, l.term
@@ -283,7 +343,7 @@ func (c *cluster) leader(shard base.ShardID) *testNode {
 		return nil
 	}
 	d, _ := best.store.Descriptor(shard)
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if s, t, _ := n.store.Leader(shard); s == best.id && t == term {
 			followers++
 		}
@@ -415,12 +475,16 @@ func (c *cluster) get(shard base.ShardID, key string) (value string, ok bool) {
 	var req uint64
 	c.until("read index", func() bool {
 		if ans, done := a.of(req); n == nil || done && ans.Code == wire.NotLeader {
-			if n = c.leader(shard); n != nil {
-				req = c.readIndex(n, shard, a, 0)
+			if n = c.leader(shard); n == nil {
+				return false
 			}
-			return false
+			req = c.readIndex(n, shard, a, 0)
+			c.settle()
 		}
 		ans, done := a.of(req)
+		if done && ans.Code == wire.NotLeader {
+			return false
+		}
 		if done && ans.Code != wire.OK {
 			c.t.Fatalf("read index: %s %s", ans.Code, ans.Payload)
 		}
@@ -460,7 +524,7 @@ func (c *cluster) everywhere(shard base.ShardID, key, want string) {
 	c.t.Helper()
 	c.until(fmt.Sprintf("%s=%s on all stores", key, want), func() bool {
 		all := true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			if n.store.lookup(shard) != nil {
 				v, ok := c.local(n, shard, key)
 				all = all && ok && v == want

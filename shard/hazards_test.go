@@ -188,11 +188,12 @@ func TestAStalledDiskLosesItsLeaderships(t *testing.T) {
 // tickDraining ticks all stores without waiting for the syncs of the one whose disk stands still.
 func (c *cluster) tickDraining(stalled *testNode) {
 	c.clock.now.Add(int64(c.nodes[1].store.cfg.Tick))
-	c.live(func(n *testNode) { n.store.TickAll() })
+	c.beat()
+	c.each(func(n *testNode) { n.store.TickAll() })
 	for busy := true; busy; {
 		c.drain()
 		busy = false
-		c.live(func(n *testNode) { busy = busy || n != stalled && n.store.workers[0].syncing > 0 })
+		c.each(func(n *testNode) { busy = busy || n != stalled && n.store.workers[0].syncing > 0 })
 		runtime.Gosched()
 	}
 }

@@ -127,7 +127,7 @@ func (r *replica) push(m *wire.RaftMessage) bool {
 	}
 	in.msgBytes += size
 	s.used.inbox.Add(size)
-	in.msgs = append(in.msgs, inMessage{store: m.FromStore, msg: m.Msg})
+	in.msgs = append(in.msgs, inMessage{store: m.FromStore, stamp: m.Stamp, msg: m.Msg})
 	return true
 }
 
@@ -202,5 +202,6 @@ func (w *worker) send(r *replica, m *raftpb.Message) {
 	}
 	w.out.add(store, wire.RaftMessage{
 		Shard: r.shard, From: r.id, To: to, FromStore: w.store.cfg.Store, ToStore: store, Msg: *m,
+		Stamp: w.stamp(r, m, store),
 	})
 }

@@ -31,7 +31,7 @@ func TestInAGroupOfTwoTheLeaderLeavesWhateverMessageIsLost(t *testing.T) {
 			c.leads(7, 1)
 			c.settle()
 			seen := 0
-			c.live(func(n *testNode) {
+			c.each(func(n *testNode) {
 				n.filter(func(m *wire.RaftMessage) bool {
 					if m.Msg.Type == lost {
 						seen++
@@ -43,7 +43,7 @@ func TestInAGroupOfTwoTheLeaderLeavesWhateverMessageIsLost(t *testing.T) {
 			c.shapes(7, "3 next 3: 1l 2v")
 			c.until("the other leads", func() bool { n := c.leader(7); return n != nil && n.id == 2 })
 			c.put(7, "b", "2")
-			c.live(func(n *testNode) { n.filter(nil) })
+			c.each(func(n *testNode) { n.filter(nil) })
 			c.mustChange(7, remove(1))
 			c.put(7, "c", "3")
 			c.until("the replica is gone", func() bool { return c.nodes[1].store.lookup(7) == nil })
@@ -130,7 +130,7 @@ func TestNoShardStaysJointWhenItsLeadersDie(t *testing.T) {
 			c.everywhere(7, "a", "1")
 			ch := c.change(c.nodes[1], 7, 0, promote(4), demote(target))
 			for range after { // so many messages get through
-				c.live(func(n *testNode) {
+				c.each(func(n *testNode) {
 					for n.store.Poll() {
 						for n.store.workers[0].syncing > 0 && !n.store.Poll() {
 						}

@@ -10,7 +10,7 @@ import (
 // leader that lost its term fails its reads (R5) and refuses its queued writes; what it has proposed stays pending,
 // since the new leader may well commit it.
 func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
-	old := r.lead.Load()
+	old, led := r.lead.Load(), r.worker.leads
 	l := *old
 	if rd.SoftState != nil {
 		l.leader = base.ReplicaID(rd.SoftState.Lead)
@@ -24,6 +24,12 @@ func (w *worker) publishLeader(r *replica, rd *raft.Ready) {
 	if l.leader != 0 {
 		l.store = r.storeOf(l.leader)
 	}
+	if led && (!r.worker.leads || l.term != old.term) {
+		w.endLeading(r, old.term) // V4: before anything of the new term leaves
+	}
+	if r.worker.leads && (!led || l.term != old.term) {
+		w.beginLeading(r, l.term, rd.Entries)
+	}
 	w.announce(r, old, l)
 }
 
@@ -35,6 +41,9 @@ func (w *worker) publishRole(r *replica) {
 	l.leads = r.worker.leads && !r.worker.nonvoter
 	if l.leader != 0 {
 		l.store = r.storeOf(l.leader)
+	}
+	if r.worker.leads {
+		w.publishLease(r)
 	}
 	w.announce(r, old, l)
 }

@@ -341,6 +341,8 @@ func (w *worker) retire(l *leaving) {
 	}
 	r.dispose(l.code, l.reason, l.err)
 	r.dropHanded(l.reason)
+	w.logTotal -= r.worker.logSeen
+	r.worker.retired = true
 	if r.worker.rn != nil {
 		r.worker.log.Close() // its share of the entry cache
 		r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, raft.Ready{}, nil, nil

@@ -321,7 +321,7 @@ func TestCreationsByMessageAreBounded(t *testing.T) {
 }
 
 func TestOrphansAskInTime(t *testing.T) {
-	c := newCluster(t, 4, nil)
+	c := newPlainCluster(t, 4, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	lead := c.leader(7)
 	var other *testNode
@@ -333,7 +333,7 @@ func TestOrphansAskInTime(t *testing.T) {
 	for range 50 {
 		c.tick()
 	}
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if o := n.store.Orphans(); len(o) > 0 {
 			t.Fatalf("orphans of a healthy shard on %s: %v", n.id, o)
 		}

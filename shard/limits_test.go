@@ -86,7 +86,7 @@ func TestR7CommittedEntriesWaitInTheLogWhileApplyIsFull(t *testing.T) {
 	c.put(7, "a", "1")
 	lead := c.leader(7)
 	var slow *testNode
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n != lead {
 			slow = n
 		}
@@ -126,7 +126,7 @@ func TestR7AFullInboxDropsMessagesAndRecovers(t *testing.T) {
 	c.put(7, "a", "1")
 	lead := c.leader(7)
 	var slow *testNode
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n != lead {
 			slow = n
 		}

@@ -114,7 +114,7 @@ func TestReadsAreCountedWhereTheyAreServedAndWritesOnEveryReplica(t *testing.T) 
 	}
 	lead.store.Read(&scan, nil)
 	c.everywhere(7, "key49", value)
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		r := n.store.lookup(7)
 		got := r.load.totals()
 		if got.Writes != 50 || got.WriteBytes < 50*1000 || got.WriteBytes > 50*1200 {
@@ -127,7 +127,7 @@ func TestReadsAreCountedWhereTheyAreServedAndWritesOnEveryReplica(t *testing.T) 
 	})
 	// The summary has rates.
 	c.clock.pass(5 * time.Second)
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		for _, sum := range n.store.Summaries() {
 			if rate := sum.Load.Writes; rate <= 0 || rate > 50 {
 				t.Errorf("%s: %f writes a second", n.id, rate)

@@ -110,7 +110,7 @@ func (c *cluster) mustFreeze(id uint64, right, left base.ShardID) *wire.CommitMe
 
 func (c *cluster) confirmed(shard base.ShardID, id, index uint64) bool {
 	all := true
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if st, err := n.store.MergeState(shard); err != nil || !st.Confirms(id, index) {
 			all = false
 		}
@@ -135,7 +135,7 @@ func (c *cluster) untilMerged(right base.ShardID, wide *base.Descriptor) {
 	c.t.Helper()
 	c.until("merged everywhere", func() bool {
 		all := true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			d, ok := n.store.Descriptor(wide.Shard)
 			if !ok || wide.Epoch.Newer(d.Epoch) || n.store.lookup(right) != nil {
 				all = false
@@ -143,7 +143,7 @@ func (c *cluster) untilMerged(right base.ShardID, wide *base.Descriptor) {
 		})
 		return all
 	})
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if m, _, err := n.eng.Mark(right); err != nil || m != (engine.ReplicaMark{NextReplicaID: engine.MergedAway}) {
 			c.t.Errorf("%s: mark of %s is %+v, %v", n.id, right, m, err)
 		}
@@ -155,7 +155,7 @@ func (c *cluster) untilThawed(shard base.ShardID) {
 	c.t.Helper()
 	c.until("thawed", func() bool {
 		all := true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			if st, err := n.store.MergeState(shard); err != nil || st.Freeze != nil {
 				all = false
 			}
@@ -167,7 +167,7 @@ func (c *cluster) untilThawed(shard base.ShardID) {
 // noFaults fails if a replica has stopped anywhere.
 func (c *cluster) noFaults() {
 	c.t.Helper()
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if len(n.faults) > 0 {
 			c.t.Errorf("%s: %v", n.id, n.faults)
 		}
@@ -199,7 +199,7 @@ func TestAMergeTakesInRangeDataStampsAndStatistics(t *testing.T) {
 		t.Errorf("version %d after %d", a.Arg, last)
 	}
 	c.everywhere(7, "y", "new")
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		st, _ := n.store.Status(7)
 		if st.Stats.PutOps != 8 {
 			t.Errorf("%s: statistics %+v", n.id, st.Stats)
@@ -235,7 +235,7 @@ func TestAFrozenShardRefusesReadsWritesAndChangesUntilItIsThawed(t *testing.T) {
 			t.Fatalf("request %d: %t %s", req, ok, ans.Code)
 		}
 	}
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		get, scan := op(wire.OpGet, 8, "x", ""), op(wire.OpScan, 8, "m", string(base.UserKey([]byte("z"))))
 		for _, o := range []wire.Op{get, scan} {
 			var ans wire.Answer
@@ -261,7 +261,7 @@ func TestAFrozenShardRefusesReadsWritesAndChangesUntilItIsThawed(t *testing.T) {
 	}
 	// L's replica beside R's leader wakes that one: no tick is needed.
 	c.settle()
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if st, _ := n.store.MergeState(8); st.Freeze != nil {
 			t.Errorf("%s is still frozen: %+v", n.id, st.Freeze)
 		}

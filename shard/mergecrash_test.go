@@ -48,7 +48,7 @@ type mergeStep struct {
 
 // mergeSessions gives both shards records, of which 2 is newer on the left and 3 on the right.
 func (c *cluster) mergeSessions() {
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		b := n.eng.NewBatch()
 		for _, s := range []struct {
 			shard   base.ShardID
@@ -187,7 +187,7 @@ func TestAMergeInTheLogIsAppliedAfterARestart(t *testing.T) {
 				if kind != "freeze" {
 					cmd = c.mustFreeze(1, 8, 7)
 				}
-				c.live(func(n *testNode) { n.hold = true })
+				c.each(func(n *testNode) { n.hold = true })
 				var ch <-chan boundaryResult
 				shard := base.ShardID(7)
 				switch kind {
@@ -204,7 +204,7 @@ func TestAMergeInTheLogIsAppliedAfterARestart(t *testing.T) {
 					r := lead.store.lookup(shard)
 					return r.commit.Load() > r.applied.Load()
 				})
-				c.live(func(n *testNode) {
+				c.each(func(n *testNode) {
 					n.hold = false
 					c.crash(n, keep)
 				})
@@ -219,7 +219,7 @@ func TestAMergeInTheLogIsAppliedAfterARestart(t *testing.T) {
 				case "freeze":
 					c.until("frozen everywhere", func() bool {
 						all := true
-						c.live(func(n *testNode) {
+						c.each(func(n *testNode) {
 							st, err := n.store.MergeState(8)
 							all = all && err == nil && st.Freeze != nil
 						})
@@ -228,7 +228,7 @@ func TestAMergeInTheLogIsAppliedAfterARestart(t *testing.T) {
 				case "commit":
 					c.until("merged everywhere", func() bool {
 						all := true
-						c.live(func(n *testNode) { all = all && n.store.lookup(8) == nil })
+						c.each(func(n *testNode) { all = all && n.store.lookup(8) == nil })
 						return all
 					})
 					c.mustGet(7, "x", "1")

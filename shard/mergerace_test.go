@@ -219,7 +219,7 @@ func TestOfCommitAndAbortOneComesTrue(t *testing.T) {
 			}
 			c.until("decided everywhere", func() bool {
 				outs := map[MergeOutcome]int{}
-				c.live(func(n *testNode) {
+				c.each(func(n *testNode) {
 					out, _ := n.store.MergeDecision(7, 1, cmd.Epoch)
 					outs[out]++
 				})

@@ -190,7 +190,7 @@ func (w *worldOf) rest(merges, splits, crashes int) {
 	c.net.HealAll()
 	frozen := func() bool {
 		some := false
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			for _, s := range n.store.Summaries() {
 				some = some || s.Freeze != nil || s.Desc == nil
 			}
@@ -205,7 +205,7 @@ func (w *worldOf) rest(merges, splits, crashes int) {
 	}
 	c.until("all stores have it all", func() bool {
 		want, same := "", true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			got := ""
 			for _, s := range n.store.Summaries() {
 				if s.Desc == nil || s.Freeze != nil {
@@ -221,7 +221,7 @@ func (w *worldOf) rest(merges, splits, crashes int) {
 		})
 		return same
 	})
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		checkTiles(t, n, "a", "z")
 		got := map[string]string{}
 		for _, s := range n.store.Summaries() {

@@ -24,6 +24,11 @@ type metrics struct {
 
 	readIndexes prometheus.Counter
 	readyReads  prometheus.Counter
+	leaseReads  prometheus.Counter
+
+	ignoredVotes *prometheus.CounterVec
+	runOuts      prometheus.Counter
+	abdications  prometheus.Counter
 
 	followerReads *prometheus.CounterVec
 	indexAsks     *prometheus.CounterVec
@@ -79,7 +84,14 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		applyGroups:  hist("apply_batch_groups", "Groups per apply batch.", counts),
 
 		readIndexes: counter("read_indexes_total", "Read indexes asked for; each serves all reads that waited."),
-		readyReads:  counter("ready_reads_total", "Reads that were allowed to run."),
+		readyReads:  counter("ready_reads_total", "Reads that were allowed to run, by a read index or a lease."),
+		leaseReads:  counter("lease_index_reads_total", "Reads whose index was known at once, by a lease."),
+
+		ignoredVotes: vec("votes_ignored_total",
+			"Requests for votes, and orders to campaign, dropped before raft: a promise forbids them.", "reason"),
+		runOuts: counter("run_outs_total", "Election clocks run out because the leader's store, or the leadership, was gone."),
+		abdications: counter("abdications_total",
+			"Leaderships given up after a transfer that came to nothing, since there is no lease in that term any more."),
 
 		followerReads: vec("follower_reads_total",
 			"Reads served without leading the shard: proved fresh enough, or after the leader was asked.", "how"),
@@ -125,7 +137,7 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		m.followerReads, m.indexAsks,
 		m.busy, m.refusal, m.drops, m.faults, m.leaders, m.measures, m.truncations, m.truncatedEntries, m.truncatedBytes,
 		m.created, m.removed, m.installed, m.ignored, m.snapshots, m.snapshotFailures, m.installSeconds, m.declines,
-		m.freezes, m.merges)
+		m.freezes, m.merges, m.leaseReads, m.ignoredVotes, m.runOuts, m.abdications)
 	reg.MustRegister(newSizeMetrics(s))
 	gauge("log_bytes", "Bytes of all raft logs.", func() float64 { return float64(s.totalLogBytes()) })
 	gauge("replicas", "Replicas on this store.", func() float64 {
@@ -133,6 +145,12 @@ func newMetrics(s *Store, reg prometheus.Registerer) *metrics {
 		defer s.mu.RUnlock()
 		return float64(len(s.mu.replicas))
 	})
+	gauge("asleep", "Replicas that sleep: they are not ticked.", func() float64 { return float64(s.sleeping.Load()) })
+	gauge("leaders_without_lease", "Shards led by this store without a lease: their reads cost a round of messages.",
+		func() float64 { return float64(s.leaseless()) })
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "shardd_shard_lease_reads_total", Help: "Reads answered at once, by a lease.",
+	}, func() float64 { return float64(s.leaseReads.Load()) }))
 	gauge("inbox_bytes", "Received messages that wait.", func() float64 { return float64(s.used.inbox.Load()) })
 	gauge("queue_bytes", "Writes that are not proposed yet.", func() float64 { return float64(s.used.queue.Load()) })
 	gauge("uncommitted_bytes", "Entries proposed and not committed.",

@@ -170,7 +170,7 @@ func (m *moves) reconcile() {
 		return
 	}
 	d, _ := lead.store.Descriptor(7)
-	m.c.live(func(n *testNode) {
+	m.c.each(func(n *testNode) {
 		for _, o := range n.store.Orphans() {
 			ch := make(chan error, 1)
 			busy, err := n.store.removeReplica(o.Shard, o.Replica, d, func(err error) { ch <- err })
@@ -241,7 +241,7 @@ func (m *moves) finish() {
 		}
 	}
 	c.checkLogs(7)
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if len(n.faults) > 0 {
 			t.Errorf("%s: %v", n.id, n.faults)
 		}
@@ -250,14 +250,14 @@ func (m *moves) finish() {
 
 // misplaced names a replica that is where the descriptor has none, or is not where it has one.
 func (m *moves) misplaced(lead *testNode, d *base.Descriptor) (wrong string) {
-	m.c.live(func(n *testNode) {
+	m.c.each(func(n *testNode) {
 		rep, listed := d.ReplicaOn(n.id)
 		r := n.store.lookup(7)
 		if listed != (r != nil) || listed && (r.id != rep.Replica || r.uninitialised()) {
 			st, ok := n.store.Status(7)
 			wrong = fmt.Sprintf("%s, led by %s; %s has one %t: replica %d, log %d to %d, applied %d, faulted %q, progress %+v",
 				d, lead.id, n.id, ok, st.Replica, st.FirstIndex, st.LastIndex, st.Applied, st.Faulted,
-				lead.store.lookup(7).progress())
+				lead.store.workerOf(7).progress(lead.store.lookup(7)))
 		}
 	})
 	return wrong
@@ -283,7 +283,7 @@ func (m *moves) caughtUp(d *base.Descriptor) {
 		rep := c.nodes[r.Store].store.lookup(7)
 		c.t.Logf("%s: %+v, in flight %t, still %t, handed %d, level %s, progress %+v, sending %+v, reports %+v", r.Store, st,
 			rep.worker.inflight, rep.worker.still, rep.handed.bytes.Load(), c.nodes[r.Store].store.spaceLevel(),
-			rep.progress(), rep.worker.sending, rep.worker.reports)
+			rep.store.workerOf(rep.shard).progress(rep), rep.worker.sending, rep.worker.reports)
 	}
 	c.t.Fatalf("the members of %s do not catch up", d)
 }

@@ -52,7 +52,7 @@ func nemesis(t *testing.T, seed int64) {
 	var tries []attempt
 	down := base.StoreID(0)
 	for step := range 600 {
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			for range rng.IntN(4) {
 				g := rng.IntN(groups)
 				at := attempt{shard: shardID(10 + g), key: fmt.Sprintf("%d/%d", g, len(tries))}
@@ -92,7 +92,7 @@ func nemesis(t *testing.T, seed int64) {
 		case 1:
 			c.drain()
 		default:
-			c.live(func(n *testNode) { n.store.Poll() })
+			c.each(func(n *testNode) { n.store.Poll() })
 			for range rng.IntN(20) {
 				c.net.Step()
 			}
@@ -140,7 +140,7 @@ func nemesis(t *testing.T, seed int64) {
 	if codes[wire.OK] < 50 {
 		t.Errorf("only %d writes were acknowledged", codes[wire.OK])
 	}
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if len(n.faults) > 0 {
 			t.Errorf("store %s: %v", n.id, n.faults)
 		}

@@ -63,7 +63,7 @@ func TestAWriteOfALostLeaderThatTheNextOneCommitsIsAcknowledged(t *testing.T) {
 }
 
 func TestDeadlinesAreAmbiguousOnceProposedAndDefiniteBefore(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	lead := c.leader(7)
@@ -83,7 +83,7 @@ func TestDeadlinesAreAmbiguousOnceProposedAndDefiniteBefore(t *testing.T) {
 			t.Fatal("answered before the deadline")
 		}
 		c.clock.now.Add(int64(100 * time.Millisecond))
-		c.live(func(n *testNode) { n.store.TickAll() })
+		c.each(func(n *testNode) { n.store.TickAll() })
 		c.drain()
 	}
 	for req, want := range map[uint64]wire.Code{proposed: wire.Ambiguous, queued: wire.TimedOut, read: wire.TimedOut} {
@@ -100,7 +100,7 @@ func TestDeadlinesAreAmbiguousOnceProposedAndDefiniteBefore(t *testing.T) {
 }
 
 func TestAStoppingStoreAnswersEverybodyOnce(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	lead := c.leader(7)

@@ -3,6 +3,7 @@ package shard
 import (
 	"fmt"
 	"runtime/debug"
+	"slices"
 
 	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -33,8 +34,12 @@ func (w *worker) visit(r *replica) {
 	if w.tryPark(r) {
 		return
 	}
+	ticked := r.worker.ticks > 0
 	w.step(r)
 	w.ready(r)
+	if ticked {
+		w.trySleep(r)
+	}
 }
 
 // finishSynced is finish for a Ready whose sync is done.
@@ -75,11 +80,17 @@ func (w *worker) step(r *replica) {
 	for i := range w.msgs {
 		m := &w.msgs[i]
 		r.learnPeer(base.ReplicaID(m.msg.From), m.store)
+		if w.store.live != nil && !w.admits(r, m) {
+			continue
+		}
 		if fromLeader(m.msg.Type) && m.msg.Term >= r.worker.term {
 			r.silent.Store(0)
 		}
 		// The errors are a response from a replica that was removed, or a refused proposal, which is never sent to us.
 		_ = rn.Step(m.msg)
+		if w.store.live != nil {
+			w.stepped(r, m)
+		}
 	}
 	clear(w.msgs)
 	for _, id := range unreachable {
@@ -92,6 +103,7 @@ func (w *worker) step(r *replica) {
 		w.report(r, r.worker.ticks)
 	}
 	if r.worker.ticks > 0 {
+		r.worker.idle += r.worker.ticks
 		w.tickRaft(r, r.worker.ticks)
 	}
 	if r.worker.transfer != nil {
@@ -104,8 +116,11 @@ func (w *worker) step(r *replica) {
 		w.handOver(r)
 	}
 	r.worker.ticks = 0
-	if campaign && rn.BasicStatus().Lead == raft.None { // V13: a leader that came first is not disturbed
-		_ = rn.Campaign() // fails only for what raft logs: not promotable, conf change pending
+	if campaign {
+		r.worker.stand = standAlone
+	}
+	if r.worker.stand != standNot {
+		w.standNow(r)
 	}
 	for len(r.worker.asked) > 0 {
 		req := r.worker.asked[0]
@@ -141,11 +156,17 @@ func (w *worker) ready(r *replica) {
 		// V5: before any message that carries the commit index leaves.
 		r.commit.Store(rd.HardState.Commit)
 	}
+	if len(rd.Entries)+len(rd.CommittedEntries)+len(rd.ReadStates) > 0 {
+		r.worker.idle = 0
+	}
 	writes := w.bind(r, rd.Entries)
 	if len(r.worker.tracked) > 0 {
 		w.bindTracked(r, rd.Entries)
 	}
 	w.publishLeader(r, &rd)
+	if r.worker.leading.first != 0 && slices.ContainsFunc(rd.Messages, isTimeoutNow) {
+		r.giveUpLease() // V4: before it leaves
+	}
 	for i := range rd.ReadStates {
 		w.confirm(r, &rd.ReadStates[i])
 	}
@@ -253,6 +274,8 @@ func (w *worker) sendAll(r *replica, msgs []raftpb.Message) {
 		w.send(r, &msgs[i])
 	}
 }
+
+func isTimeoutNow(m raftpb.Message) bool { return m.Type == raftpb.MsgTimeoutNow }
 
 // fromLeader reports whether only a leader sends such messages.
 func fromLeader(t raftpb.MessageType) bool {

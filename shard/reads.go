@@ -12,9 +12,11 @@ import (
 	"github.com/shardd/shardd/internal/wire"
 )
 
-// Reads. Intake (ReadIndex): checked, queued in the inbox. Ask: all waiting reads of the group share one read index.
-// Confirm: a quorum has answered; the reads wait until that index is applied here. Then the waiter is completed and its
-// owner calls Store.Read, which opens the view after all of this (V6).
+// Reads. Intake (ReadIndex): checked. At a leader whose lease holds, the commit index of this moment is the read index, and
+// nobody is asked. Else the reads are queued in the inbox. Ask: all waiting reads of the group share one read index.
+// Confirm: a quorum has answered, or the lease holds by now; the reads wait until that index is applied here. Then the
+// waiter is completed and its owner calls Store.Read, which opens the view after all of this (V6). ReadNow does all of it
+// at once, if nothing has to be waited for.
 
 // readIndex is one question to the quorum and the reads that it is for.
 type readIndex struct {
@@ -61,9 +63,13 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 		if (req.Follower || req.MaxAge > 0) && s.readHere(r, req, now) {
 			continue
 		}
-		if a, ok := r.admitRead(req, now); !ok {
+		a, queued, ok := r.admitRead(req, now)
+		if !ok {
 			s.metrics.refused(a.Code)
 			r.complete(req.Waiter, req.Req, a)
+			continue
+		}
+		if !queued {
 			continue
 		}
 		if n := len(keys); n == 0 || keys[n-1] != uint64(req.Shard) {
@@ -75,7 +81,23 @@ func (s *Store) ReadIndex(reqs []ReadRequest) {
 	keyScratch.Put(scratch)
 }
 
-func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, bool) {
+// admitRead takes a read, or returns the answer that refuses it. queued: the worker has to look at it.
+func (r *replica) admitRead(req *ReadRequest, now time.Duration) (a wire.Answer, queued, ok bool) {
+	index, leased := r.leaseIndex()
+	a, ok = r.queueRead(req, now, leased)
+	if !ok || !leased {
+		return a, ok, ok
+	}
+	r.store.metrics.leaseReads.Inc()
+	if req.Trace != nil {
+		req.Trace.committed.set(now)
+	}
+	r.awaitApplied(index, []ReadRequest{*req})
+	return a, false, true
+}
+
+// queueRead counts a read, and queues it unless it needs no read index of its own.
+func (r *replica) queueRead(req *ReadRequest, now time.Duration, leased bool) (wire.Answer, bool) {
 	s := r.store
 	if !req.IndexOnly && req.Version != r.desc.Load().Epoch.Version {
 		return r.epochMismatch(req.Key, req.End), false
@@ -97,7 +119,9 @@ func (r *replica) admitRead(req *ReadRequest, now time.Duration) (wire.Answer, b
 	if a, ok := r.countRead(); !ok {
 		return a, false
 	}
-	in.reads = append(in.reads, *req)
+	if !leased {
+		in.reads = append(in.reads, *req)
+	}
 	return wire.Answer{}, true
 }
 
@@ -116,6 +140,27 @@ func (r *replica) countRead() (wire.Answer, bool) {
 	in.readCount.Add(1)
 	s.used.reads.Add(1)
 	return wire.Answer{}, true
+}
+
+// leaseIndex returns, at a leader whose lease holds, the index that a read which begins now has to see applied (V5). The
+// lease is looked at again after the commit index was: while it holds nobody else has committed anything, and before
+// anybody can know of a commit of this leader's it is published.
+func (r *replica) leaseIndex() (index uint64, ok bool) {
+	l := r.lease.Load()
+	if l == nil {
+		return 0, false
+	}
+	index = max(r.commit.Load(), l.first)
+	if !r.stillHolds(l.term) {
+		return 0, false
+	}
+	return index, true
+}
+
+// stillHolds reports whether the lease of a term holds at this moment, by a clock that is read now.
+func (r *replica) stillHolds(term uint64) bool {
+	l := r.lease.Load()
+	return l != nil && l.term == term && l.holds(r.store.live, r.store.clock.Boot())
 }
 
 // completeReads answers reads and takes them off the accounts.
@@ -141,6 +186,13 @@ func (w *worker) askIndex(r *replica) {
 	}
 	if r.frozen.Load() != nil {
 		r.refuseReads(w.store.frozenAnswer())
+		return
+	}
+	if index, ok := r.leaseIndex(); ok { // it came while they waited
+		reqs := rw.reads
+		rw.reads = nil
+		w.store.metrics.leaseReads.Add(float64(len(reqs)))
+		r.awaitApplied(index, reqs)
 		return
 	}
 	if rw.committedTerm != st.Term || len(rw.indexes) >= maxIndexes {

@@ -310,7 +310,9 @@ func (s *Store) reopen(in *renewal, campaign bool) {
 		s.finish(in.op, fmt.Errorf("recover replica %s: %w", r, err))
 		return
 	}
-	next.in.campaign = campaign
+	if next.in.campaign = campaign; !campaign {
+		next.inherit(r)
+	}
 	s.publish(next, r, "the shard is being recovered")
 	s.finish(in.op, nil)
 }

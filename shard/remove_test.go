@@ -325,7 +325,7 @@ func TestFaultedAndUninitialisedReplicasGoOnProofToo(t *testing.T) {
 
 // TestRequestsAtARemovedReplicaAreAnswered: what never was proposed goes elsewhere, what was is ambiguous.
 func TestRequestsAtARemovedReplicaAreAnswered(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	n := c.leader(7)
 	c.net.Isolate(n.id)

@@ -29,17 +29,20 @@ type replica struct {
 	born  time.Duration // this object, on Clock.Boot
 
 	// Published: written by the owner, read by anyone.
-	desc    atomic.Pointer[base.Descriptor] // nil for ever: uninitialised
-	lead    atomic.Pointer[leadership]
-	commit  atomic.Uint64
-	applied atomic.Uint64
-	faulted atomic.Pointer[string]        // reason; set once
-	frozen  atomic.Pointer[engine.Freeze] // nil: it is not
-	merged  atomic.Pointer[wire.Answer]   // merged away: what to tell who still waits; set once
-	newer   atomic.Bool                   // somebody writes to a newer replica of the shard on this store
-	silent  atomic.Int64                  // ticks since the last word from a leader, or since this one led
-	parking atomic.Bool                   // in.park is set
-	leaving atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
+	desc     atomic.Pointer[base.Descriptor] // nil for ever: uninitialised
+	lead     atomic.Pointer[leadership]
+	commit   atomic.Uint64
+	applied  atomic.Uint64
+	faulted  atomic.Pointer[string]        // reason; set once
+	frozen   atomic.Pointer[engine.Freeze] // nil: it is not
+	merged   atomic.Pointer[wire.Answer]   // merged away: what to tell who still waits; set once
+	newer    atomic.Bool                   // somebody writes to a newer replica of the shard on this store
+	promised atomic.Pointer[promise]       // what it owes a leader, nil: nothing; written by its worker
+	lease    atomic.Pointer[lease]         // what it may count on as a leader, nil: nothing
+	asleep   atomic.Bool                   // it is not ticked
+	silent   atomic.Int64                  // ticks since the last word from a leader, or since this one led
+	parking  atomic.Bool                   // in.park is set
+	leaving  atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
 
 	size shardSize
 	load load
@@ -74,6 +77,13 @@ type replicaWorker struct {
 	committedTerm uint64 // highest term of a committed entry seen; reads need it to be term
 	lastStamp     uint64 // highest version stamp proposed
 
+	awake    bool   // ticks are given to it
+	listed   bool   // in worker.awake
+	waking   bool   // in worker.wakes
+	idle     int    // ticks since something happened
+	logSeen  uint64 // bytes of it in worker.logTotal
+	retired  bool
+	starting bool   // loaded at the start of the store: it sleeps until it hears something
 	ticks    int    // pending
 	visited  uint64 // number of the pass that last picked the replica up
 	parked   bool
@@ -97,6 +107,15 @@ type replicaWorker struct {
 	reports     []snapshotReport
 	asked       []transferRequest // taken from the inbox, not started
 	calls       []func(*replica)  // taken from the inbox, not run
+
+	conf     raftpb.ConfState // that raft goes by
+	leading  leading          // of the leadership at hand
+	released releasedBy       // who has given up leading it last
+	runOutID uint64           // of its entry in worker.runOuts that counts; 0: none
+	stand    standing
+	retries  int // of a campaign that nobody has answered
+	retryIn  int // ticks
+	reminded int // ticks until a leader of an earlier term is told again
 
 	freezing   bool           // a Freeze is proposed: writes wait for what becomes of it
 	thaw       *thawing       // what this leader does about the freeze
@@ -149,6 +168,7 @@ type inbox struct {
 
 type inMessage struct {
 	store base.StoreID
+	stamp wire.Stamp
 	msg   raftpb.Message
 }
 

@@ -85,7 +85,7 @@ func TestR1AppendsLeaveBeforeTheSyncAndVotesDoNot(t *testing.T) {
 	// The followers elect; no vote leaves a store whose disk stands still.
 	var votes []raftpb.MessageType
 	var releases []func()
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n == lead {
 			return
 		}
@@ -101,7 +101,7 @@ func TestR1AppendsLeaveBeforeTheSyncAndVotesDoNot(t *testing.T) {
 	c.stop(lead)
 	for range 60 {
 		c.clock.now.Add(int64(100 * time.Millisecond))
-		c.live(func(n *testNode) { n.store.TickAll() })
+		c.each(func(n *testNode) { n.store.TickAll() })
 		c.drain()
 	}
 	if len(votes) > 0 {
@@ -167,7 +167,7 @@ func TestR8AnInvalidConfChangeIsRefusedByAllAndFaultsNobody(t *testing.T) {
 	})
 	c.put(7, "a", "2")
 	c.everywhere(7, "a", "2")
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		st, _ := n.store.Status(7)
 		if st.Faulted != "" || len(st.Conf.Voters) != 3 || len(st.Conf.VotersOutgoing) != 0 ||
 			shape(st.Desc) != "1 next 4: 1v 2v 3v" {
@@ -226,7 +226,7 @@ func stored(t *testing.T, n *testNode) (commit, applied uint64) {
 }
 
 func TestR4ReadContextsAreNeverReused(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	seen := map[string]int{} // context -> life of the store that sent it
 	watch := func(n *testNode) {
 		life := int(n.life)
@@ -247,7 +247,7 @@ func TestR4ReadContextsAreNeverReused(t *testing.T) {
 			}
 		})
 	}
-	c.live(watch)
+	c.each(watch)
 	c.create(desc(7, "", "", 1, 2, 3))
 	const lives, reads = 3, 4
 	for range lives {
@@ -266,7 +266,7 @@ func TestR4ReadContextsAreNeverReused(t *testing.T) {
 }
 
 func TestR5PendingReadsFailWhenLeadershipIsLost(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	old := c.leader(7)
@@ -292,12 +292,12 @@ func TestR5PendingReadsFailWhenLeadershipIsLost(t *testing.T) {
 
 func TestR5ReadsBeforeTheFirstCommitOfATermWaitBoundedAndNotInRaft(t *testing.T) {
 	const limit = 5
-	c := newCluster(t, 3, func(cfg *Config) { cfg.Limits.GroupReads = limit })
+	c := newPlainCluster(t, 3, func(cfg *Config) { cfg.Limits.GroupReads = limit })
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
 	old := c.leader(7)
 	// Votes pass and appends do not: the next leader cannot commit in its term.
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		n.filter(func(m *wire.RaftMessage) bool { return m.Msg.Type != raftpb.MsgAppResp })
 	})
 	c.stop(old)
@@ -322,7 +322,7 @@ func TestR5ReadsBeforeTheFirstCommitOfATermWaitBoundedAndNotInRaft(t *testing.T)
 	if got := lead.store.contexts.Load(); got != indexes {
 		t.Fatalf("%d read indexes were put to raft before the first commit", got-indexes)
 	}
-	c.live(func(n *testNode) { n.filter(nil) })
+	c.each(func(n *testNode) { n.filter(nil) })
 	c.until("the reads", func() bool { return a.missing() == 0 })
 	for _, req := range reqs[:limit] {
 		if ans, _ := a.of(req); ans.Code != wire.OK {
@@ -342,7 +342,7 @@ func TestR9APanicOfRaftStopsOneReplicaOnly(t *testing.T) {
 	c.put(8, "c", "1")
 	lead := c.leader(7)
 	var victim *testNode
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n != lead {
 			victim = n
 		}

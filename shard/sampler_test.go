@@ -443,7 +443,7 @@ func TestWritesCountForTheSplitAtTheLeader(t *testing.T) {
 	}
 	c.clock.pass(windowLength)
 	lead := c.leader(7)
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		v, err := n.store.LoadSplit(7)
 		if n != lead {
 			if err == nil {

@@ -271,7 +271,7 @@ func TestASnapshotRightAfterAConfChangeCarriesIt(t *testing.T) {
 	c.until("the same configuration everywhere", func() bool {
 		want, _ := c.leader(7).store.Status(7)
 		same := len(want.Conf.VotersOutgoing) == 0 && len(want.Conf.Voters) == 4
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			st, _ := n.store.Status(7)
 			same = same && st.Conf.Equivalent(want.Conf) == nil
 		})

@@ -27,6 +27,7 @@ func (s *Store) SetSpace(level engine.SpaceLevel) {
 	}
 	if old := engine.SpaceLevel(s.space.Swap(uint32(level))); old != level {
 		s.log.Warn("disk space", "level", level.String(), "was", old.String())
+		s.rouse()
 	}
 }
 
@@ -38,6 +39,7 @@ func (s *Store) spaceLevel() engine.SpaceLevel { return engine.SpaceLevel(s.spac
 func (s *Store) PauseLeading(paused bool) {
 	if s.paused.Swap(paused) != paused {
 		s.log.Info("leading", "paused", paused)
+		s.rouse()
 	}
 }
 
@@ -91,20 +93,4 @@ func (w *worker) tickShed(r *replica, ticks int) {
 			s.log.Debug("leadership stays", "replica", r.String(), "reason", err)
 		}
 	}})
-}
-
-// tickRaft gives the group its ticks. On a drained store a follower's clock runs on, so that it votes for others when
-// its leader is gone, but it does not fire for a while.
-func (w *worker) tickRaft(r *replica, ticks int) {
-	rw := &r.worker
-	if w.store.paused.Load() && r.silent.Load() <= int64(quietElections*w.store.cfg.ElectionTick) &&
-		rw.rn.BasicStatus().RaftState == raft.StateFollower {
-		for range ticks {
-			rw.rn.TickQuiesced()
-		}
-		return
-	}
-	for range ticks {
-		rw.rn.Tick()
-	}
 }

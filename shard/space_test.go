@@ -109,7 +109,7 @@ func TestAFollowerInCriticalNeedOfSpaceTakesNoEntriesAndCatchesUpLater(t *testin
 }
 
 func TestADrainedStoreLeadsOnlyWhereNobodyElseCan(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newPlainCluster(t, 3, nil)
 	c.create(desc(7, "a", "b", 1, 2, 3))
 	c.create(desc(8, "b", "c", 1))
 	c.leads(7, 1)
@@ -161,7 +161,7 @@ func TestAllStoresDrainedStillElect(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.create(desc(7, "", "", 1, 2, 3))
 	c.put(7, "a", "1")
-	c.live(func(n *testNode) { n.store.PauseLeading(true) })
+	c.each(func(n *testNode) { n.store.PauseLeading(true) })
 	c.stop(c.leader(7))
 	c.until("a leader", func() bool { return c.leader(7) != nil })
 	a := newAnswers(t)

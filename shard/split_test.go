@@ -86,7 +86,7 @@ func (c *cluster) mustSplit(shard base.ShardID, sides ...SplitSide) splitResult 
 	}
 	c.until("split applied everywhere", func() bool {
 		all := true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			if d, ok := n.store.Descriptor(shard); ok && d.Epoch.Version < res.left.Epoch.Version {
 				all = false
 			}
@@ -119,7 +119,7 @@ func TestASplitDividesTheRangeAndBothSidesServe(t *testing.T) {
 	c.put(8, "y", "4")
 	c.everywhere(7, "c", "3")
 	c.everywhere(8, "y", "4")
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		a, _ := n.store.Status(7)
 		b, _ := n.store.Status(8)
 		if a.Stats.PutOps != 2 || b.Stats.PutOps != 2 { // two before, one each since

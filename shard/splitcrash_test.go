@@ -14,7 +14,7 @@ import (
 // sessions writes synthetic session records into a shard on every live store, as apply would.
 func (c *cluster) sessions(shard base.ShardID, ids ...uint64) {
 	c.t.Helper()
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		b := n.eng.NewBatch()
 		for _, id := range ids {
 			b.PutSession(shard, engine.Session{ID: id, Data: fmt.Appendf(nil, "session %d", id)})
@@ -144,13 +144,13 @@ func TestASplitInTheLogIsAppliedAfterARestart(t *testing.T) {
 			c.put(7, "x", "1")
 			c.everywhere(7, "x", "1")
 			lead := c.leader(7)
-			c.live(func(n *testNode) { n.hold = true })
+			c.each(func(n *testNode) { n.hold = true })
 			ch := c.split(lead, 7, side(8, "m"))
 			c.settle()
 			if r := lead.store.lookup(7); r.commit.Load() <= r.applied.Load() {
 				t.Fatal("nothing is committed and not applied")
 			}
-			c.live(func(n *testNode) {
+			c.each(func(n *testNode) {
 				n.hold = false
 				c.crash(n, keep)
 				c.start(n)
@@ -190,7 +190,7 @@ func TestARefusedSplitChangesNothingButTheIndex(t *testing.T) {
 	}
 	c.initialised(7, 4)
 	c.everywhere(7, "y", "2")
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if d, _ := n.store.Descriptor(7); d.Epoch != (base.Epoch{ConfVer: 2, Version: 1}) || n.store.lookup(8) != nil {
 			t.Errorf("%s: %s, s8 %v", n.id, d, n.store.lookup(8))
 		}

@@ -14,7 +14,7 @@ import (
 
 // without drops the messages of a shard between all stores.
 func (c *cluster) without(shards ...base.ShardID) {
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		n.filter(func(m *wire.RaftMessage) bool {
 			for _, s := range shards {
 				if m.Shard == s {
@@ -246,7 +246,7 @@ func TestARightSideTakesWritesBeforeTheNextHeartbeat(t *testing.T) {
 			c.create(desc(7, "a", "z", 1, 2, 3))
 			c.put(7, "x", "1")
 			lead := c.leader(7)
-			c.live(func(n *testNode) {
+			c.each(func(n *testNode) {
 				if n != lead {
 					slow(n, true)
 				}
@@ -261,7 +261,7 @@ func TestARightSideTakesWritesBeforeTheNextHeartbeat(t *testing.T) {
 			default:
 				t.Fatal("the leader waits for its followers' apply")
 			}
-			c.live(func(n *testNode) { slow(n, false) })
+			c.each(func(n *testNode) { slow(n, false) })
 			c.settle()
 			if c.leader(8) != lead {
 				t.Fatal("s8 is not led where s7 is")
@@ -274,7 +274,7 @@ func TestARightSideTakesWritesBeforeTheNextHeartbeat(t *testing.T) {
 			if ans, ok := a.of(req); !ok || ans.Code != wire.OK {
 				t.Fatalf("write to s8: %t %s", ok, ans.Code)
 			}
-			c.live(func(n *testNode) {
+			c.each(func(n *testNode) {
 				if n.store.serving(8) == nil {
 					t.Errorf("%s has not split", n.id)
 				}

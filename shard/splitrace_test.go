@@ -80,7 +80,7 @@ func TestASplitMakesAsManyShardsAsAsked(t *testing.T) {
 		})
 	}
 	c.mustSplit(7, sides...)
-	c.live(func(n *testNode) { checkTiles(t, n, "a", "z") })
+	c.each(func(n *testNode) { checkTiles(t, n, "a", "z") })
 	c.until("all led", func() bool {
 		for i := range sides {
 			if c.leader(sides[i].ID) == nil {
@@ -181,7 +181,7 @@ func TestASplitWhoseLeaderIsCutOffIsAmbiguous(t *testing.T) {
 			c.put(7, "x", "1")
 			old := c.leader(7)
 			if reaches { // appends get through, their answers do not
-				c.live(func(n *testNode) {
+				c.each(func(n *testNode) {
 					if n != old {
 						n.filter(func(m *wire.RaftMessage) bool { return m.ToStore != old.id })
 					}

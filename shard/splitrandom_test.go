@@ -33,7 +33,7 @@ func (w *worldOf) owner(key string) (lead *testNode, d *base.Descriptor) {
 			w.c.net.HealAll()
 		}
 		lead = nil
-		w.c.live(func(n *testNode) {
+		w.c.each(func(n *testNode) {
 			n.store.mu.RLock()
 			defer n.store.mu.RUnlock()
 			n.store.mu.ranges.overlapping(k, nil, func(o *base.Descriptor) bool {
@@ -159,7 +159,7 @@ func TestRandomSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 	c.until("all stores have it all", func() bool {
 		want := ""
 		same := true
-		c.live(func(n *testNode) {
+		c.each(func(n *testNode) {
 			got := ""
 			for _, s := range n.store.Summaries() {
 				if s.Desc == nil {
@@ -178,7 +178,7 @@ func TestRandomSplitsUnderCrashesAreLikeAPlainMap(t *testing.T) {
 	if splits < 3 || crashes < 2 {
 		t.Logf("only %d splits and %d crashes", splits, crashes)
 	}
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		checkTiles(t, n, "a", "z")
 		got := map[string]string{}
 		for _, s := range n.store.Summaries() {

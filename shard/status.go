@@ -21,6 +21,8 @@ type Summary struct {
 	Desc    *base.Descriptor // nil: uninitialised, it waits for a snapshot
 	Replica base.ReplicaID
 	Leads   bool
+	Lease   bool         // it leads and holds a lease
+	Asleep  bool         // it is not ticked
 	Leader  base.StoreID // 0 if unknown
 	Term    uint64
 	Applied uint64
@@ -78,6 +80,10 @@ func (r *replica) summary() Summary {
 		Applied: r.applied.Load(), Stats: r.appliedState().Stats, Faulted: why, Freeze: r.frozen.Load(),
 	}
 	now := r.store.clock.Boot()
+	if lease := r.leaseAt(now); lease != nil {
+		out.Lease = out.Applied >= lease.first
+	}
+	out.Asleep = r.asleep.Load()
 	out.SizeBytes, out.SizeAge = r.sizeNow(now)
 	out.Load = r.foldLoad(now)
 	if sm := r.load.sampler.Load(); sm != nil && l.leads {
@@ -115,7 +121,8 @@ func (s *Store) Progress(ctx context.Context, shard base.ShardID) ([]Progress, e
 		return nil, err
 	}
 	ch := make(chan []Progress, 1)
-	if !s.call(r, func(r *replica) { ch <- r.progress() }) {
+	w := s.workerOf(shard)
+	if !w.peek(func() { ch <- w.progress(r) }) {
 		return nil, ErrStopping
 	}
 	select {
@@ -126,8 +133,9 @@ func (s *Store) Progress(ctx context.Context, shard base.ShardID) ([]Progress, e
 	}
 }
 
-func (r *replica) progress() []Progress {
-	if r.worker.disposed || r.worker.rn.BasicStatus().RaftState != raft.StateLeader {
+// progress is called by the worker, at any moment.
+func (w *worker) progress(r *replica) []Progress {
+	if r.worker.disposed || r.worker.rn == nil || r.worker.rn.BasicStatus().RaftState != raft.StateLeader {
 		return nil
 	}
 	var out []Progress
@@ -135,7 +143,7 @@ func (r *replica) progress() []Progress {
 		rid := base.ReplicaID(id)
 		p := Progress{
 			Replica: rid, Store: r.storeOf(rid), Learner: typ == raft.ProgressTypeLearner,
-			Active: pr.RecentActive || rid == r.id, Match: pr.Match, Next: pr.Next,
+			Active: w.isActive(r, id, &pr) || rid == r.id, Match: pr.Match, Next: pr.Next,
 			PendingSnapshot: pr.PendingSnapshot,
 		}
 		switch pr.State {

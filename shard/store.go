@@ -13,6 +13,7 @@ import (
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/liveness"
 	"github.com/shardd/shardd/shard/sched"
 )
 
@@ -23,6 +24,7 @@ type Store struct {
 	clock   clock.Clock
 	log     *slog.Logger
 	metrics *metrics
+	live    *liveness.Monitor // nil: no leases, no sleep
 
 	mu struct {
 		sync.RWMutex
@@ -38,7 +40,13 @@ type Store struct {
 		shards map[base.ShardID]chan struct{}
 	}
 
-	asks asks // questions for read indexes
+	asks       asks     // questions for read indexes
+	supporters struct { // the stores that have ever supported this one, and whether they did at the last tick
+		sync.Mutex
+		held map[base.StoreID]bool
+	}
+	sleeping   atomic.Int64  // replicas that sleep
+	leaseReads atomic.Uint64 // answered by ReadNow
 
 	pool      *sched.Pool
 	workers   []*worker
@@ -76,7 +84,8 @@ func New(cfg Config) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, engine: cfg.Engine, clock: cfg.Clock, log: cfg.Logger}
+	s := &Store{cfg: cfg, engine: cfg.Engine, clock: cfg.Clock, log: cfg.Logger, live: cfg.Liveness}
+	s.supporters.held = make(map[base.StoreID]bool)
 	s.mu.replicas = make(map[base.ShardID]*replica)
 	s.mu.ranges = newRanges()
 	s.watch.shards = make(map[base.ShardID]chan struct{})
@@ -130,9 +139,10 @@ func (s *Store) tickLoop(ctx context.Context) {
 	}
 }
 
-// TickAll gives every replica one tick of raft's clock: one wake-up per worker. Run calls it; tests that own the
+// TickAll gives every replica that is awake one tick of raft's clock: one wake-up per worker. Run calls it; tests that own the
 // schedule call it themselves.
 func (s *Store) TickAll() {
+	s.watchSupport()
 	for _, w := range s.workers {
 		w.mu.Lock()
 		w.mu.ticks++
@@ -175,12 +185,15 @@ func (s *Store) stop() {
 	}
 	for _, w := range s.workers { // replaced or removed since the worker's last pass: nobody else knows of these
 		w.mu.Lock()
-		left := w.mu.left
-		w.mu.left = nil
+		left, peeks := w.mu.left, w.mu.peeks
+		w.mu.left, w.mu.peeks, w.mu.stopped = nil, nil, true
 		w.mu.Unlock()
 		for _, l := range left {
 			l.r.dispose(l.code, l.reason, l.err)
 			l.r.dropHanded(l.reason)
+		}
+		for _, f := range peeks {
+			f() // whoever waits for it is let go
 		}
 	}
 	for _, r := range all {

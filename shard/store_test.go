@@ -71,7 +71,7 @@ func TestRefusalsAreDefiniteAndNameTheWayOut(t *testing.T) {
 	lead := c.leader(7)
 	a := newAnswers(t)
 	var follower *testNode
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n != lead {
 			follower = n
 		}

@@ -61,7 +61,7 @@ func TestARefusedWriteIsNeverApplied(t *testing.T) {
 	o := op(wire.OpPut, 7, "a", "2")
 	lead := c.leader(7)
 	req := uint64(0)
-	c.live(func(n *testNode) {
+	c.each(func(n *testNode) {
 		if n != lead {
 			req++
 			a.expect(req)

@@ -110,6 +110,7 @@ func (w *worker) tryTransfer(r *replica) {
 			return
 		}
 		rep, _ := d.Replica(rid)
+		pr.RecentActive = w.isActive(r, id, &pr)
 		if !t.any {
 			if rid == t.target {
 				best, bestID, bestRole = pr, rid, rep.Role
@@ -182,7 +183,7 @@ func (w *worker) tickTransfer(r *replica, ticks int) {
 	if t.ticks -= ticks; t.ticks <= 0 {
 		reason := t.reason
 		if t.started {
-			reason = "the target did not take over in time"
+			reason = reasonLate
 		}
 		w.endTransfer(r, reason)
 		return
@@ -269,4 +270,7 @@ func (s *Store) Transfer(ctx context.Context, shard base.ShardID, to base.StoreI
 	}
 }
 
-const reasonAlone = "the shard has no other voter that may lead"
+const (
+	reasonAlone = "the shard has no other voter that may lead"
+	reasonLate  = "the target did not take over in time"
+)

@@ -3,6 +3,7 @@ package shard
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
@@ -40,6 +41,35 @@ func (s *Store) Read(op *wire.Op, buf []byte) []byte {
 	}
 	r.endRead(t, op, buf[at:])
 	return buf
+}
+
+// ReadNow is ReadIndex and Read in one, for a Get at a leader whose lease holds and that has applied all it knows to be
+// committed: no message, no sync, no other goroutine. If that is not so it returns buf as it was, and false: ask for a
+// ReadIndex. op is valid; now is the caller's clock, not from after this call. Safe for concurrent use.
+//
+// Order (V5, V6): the commit index, compared with the applied one; the view; the descriptor, and the freeze; the lease
+// again, by a clock read after all of this. A pause anywhere in between ends in that last look.
+func (s *Store) ReadNow(op *wire.Op, buf []byte, now time.Duration) ([]byte, bool) {
+	if op.Code != wire.OpGet || s.live == nil {
+		return buf, false
+	}
+	r := s.serving(op.Shard)
+	if r == nil {
+		return buf, false
+	}
+	l := r.leaseAt(now)
+	if l == nil || r.applied.Load() < max(r.commit.Load(), l.first) || r.faulted.Load() != nil {
+		return buf, false
+	}
+	at := len(buf)
+	t := r.beginRead()
+	out := s.get(r, op, buf)
+	if !r.stillHolds(l.term) {
+		return out[:at], false
+	}
+	r.endRead(t, op, out[at:])
+	s.leaseReads.Add(1)
+	return out, true
 }
 
 func appendAnswer(buf []byte, op *wire.Op, version uint64, a wire.Answer) []byte {

@@ -23,12 +23,16 @@ type worker struct {
 		created  []*replica
 		left     []leaving  // before created: a new object may stand for an old one
 		released []*replica // from standing still
+		events   []liveEvent
+		peeks    []func()
+		stopped  bool
 		ticks    int
 	}
 
 	// The rest belongs to process.
 	replicas []*replica // sorted by shard
 	byShard  map[uint64]*replica
+	awake    []*replica // those that are ticked, and some that are not any more
 	active   []*replica // of the pass at hand
 	parked   []*replica // wait for a sync to finish
 	stopped  []func()   // wait for the end of the pass: replicas that stand still
@@ -43,12 +47,20 @@ type worker struct {
 	// truncations collects those of a pass; logLevel is the budget that the store's cap leaves to a log.
 	truncations *engine.Batch
 	logLevel    uint64
-	msgs        []inMessage // scratch of step
-	free        []*pass
-	synced      []*pass    // scratch of collect
-	created     []*replica // scratch of collect
-	left        []leaving  // scratch of collect
-	released    []*replica // scratch of collect
+	logTotal    uint64 // bytes of the logs of replicas
+	// runOuts and wakes are the replicas that wait for their turn to be woken; fired is how many were, since the last tick.
+	runOuts     []pendingRunOut
+	runOutIDs   uint64
+	runOutsPeak int // how long runOuts was since it was empty
+	wakes       []pendingWake
+	fired       int
+
+	msgs     []inMessage // scratch of step
+	free     []*pass
+	synced   []*pass    // scratch of collect
+	created  []*replica // scratch of collect
+	left     []leaving  // scratch of collect
+	released []*replica // scratch of collect
 }
 
 // pass is one synced commit and the groups that wait for it.
@@ -78,6 +90,7 @@ func (w *worker) process(keys []uint64) {
 	w.collect()
 	for _, k := range keys {
 		if r := w.byShard[k]; r != nil {
+			w.wake(r)
 			w.activate(r)
 		}
 	}
@@ -123,7 +136,8 @@ func (w *worker) collect() {
 	w.created, w.mu.created = w.mu.created, w.created[:0]
 	w.left, w.mu.left = w.mu.left, w.left[:0]
 	w.released, w.mu.released = w.mu.released, w.released[:0]
-	ticks := w.mu.ticks
+	events, ticks, peeks := w.mu.events, w.mu.ticks, w.mu.peeks
+	w.mu.events, w.mu.peeks = nil, nil
 	w.mu.ticks = 0
 	w.mu.Unlock()
 
@@ -142,6 +156,12 @@ func (w *worker) collect() {
 		})
 		w.replicas = slices.Insert(w.replicas, at, r)
 		w.byShard[uint64(r.shard)] = r
+		w.countLog(r)
+		if r.worker.starting {
+			w.startAsleep(r)
+		} else {
+			w.wake(r)
+		}
 	}
 	clear(w.created)
 	for _, p := range w.synced {
@@ -156,27 +176,26 @@ func (w *worker) collect() {
 		w.parked = w.parked[:0]
 		clear(w.synced)
 	}
-	if ticks > 0 {
-		// More than half an election timeout at once would start elections that only our own delay is to blame for.
-		limit := w.store.cfg.ElectionTick / 2
-		ok, _ := w.store.SyncHealthy()
-		w.stalled = !ok
-		w.store.stalled.Store(!ok)
-		w.levelLogs()
-		for _, r := range w.replicas {
-			if r.worker.disposed {
-				continue
-			}
-			if r.lead.Load().leads {
-				r.silent.Store(0)
-			} else {
-				r.silent.Add(int64(ticks))
-			}
-			r.worker.ticks = min(r.worker.ticks+ticks, limit)
-			w.sweep(r)
-			w.activate(r)
-		}
+	for _, f := range peeks {
+		f()
 	}
+	w.takeEvents(events)
+	if ticks > 0 {
+		w.tick(ticks)
+	}
+}
+
+// peek runs f on the worker, which may look at its replicas then, in whatever state they are, and wakes none of them. It is
+// false, and f never runs, if the store has stopped.
+func (w *worker) peek(f func()) bool {
+	w.mu.Lock()
+	open := !w.mu.stopped
+	if open {
+		w.mu.peeks = append(w.mu.peeks, f)
+	}
+	w.mu.Unlock()
+	w.store.pool.Enqueue(w.control)
+	return open
 }
 
 // runStopped tells who parked replicas that they stand still: everything that this worker has written about them is in

@@ -1,0 +1,175 @@
+package shard
+
+import (
+	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/tracker"
+
+	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/base"
+)
+
+// Sleep (rule V9). A worker ticks and sweeps only the replicas that are awake; one that sleeps costs no tick, no message
+// and no time. Wake: whatever makes the worker look at the replica, a message, a request, a call, something that apply or
+// the disk has finished; and what concerns all groups of a store (liveness.go). Sleep, decided behind a tick: a follower
+// with nothing to do whose promise binds it; a leader with nothing to do whose lease holds, once every follower on a store
+// that supports this one has all of the log and knows that all of it is committed. A follower that is down keeps nobody
+// awake: when its store comes back, its leaders are woken. Without a Monitor nothing sleeps.
+
+const (
+	// idleTicks is for how many ticks a replica has to be idle before it sleeps.
+	idleTicks = 2
+	// longLogTicks is the same if its log is over its budget, which is looked after on ticks: by then it was cut if it can be.
+	longLogTicks = 30
+)
+
+// wake puts a replica on the list of those that are ticked.
+func (w *worker) wake(r *replica) {
+	rw := &r.worker
+	if rw.awake || rw.disposed {
+		return
+	}
+	rw.awake, rw.idle = true, 0
+	r.wakeUp()
+	if !rw.listed {
+		rw.listed = true
+		w.awake = append(w.awake, r)
+	}
+}
+
+// trySleep lets the replica sleep if it may. It is called at the end of a visit that has ticked it.
+func (w *worker) trySleep(r *replica) {
+	rw := &r.worker
+	if w.store.live == nil || rw.inflight || rw.still || rw.disposed || r.uninitialised() {
+		return
+	}
+	if rw.idle < idleTicks || !w.mayRest(r) {
+		return
+	}
+	w.countLog(r)
+	rw.compaction.follow(rw.leads, rw.term, w.store.cfg.ElectionTick+1) // everybody who lives has been heard of
+	rw.awake = false                                                    // the list forgets it with the next tick
+	r.fallAsleep()
+}
+
+func (r *replica) fallAsleep() {
+	if !r.asleep.Swap(true) {
+		r.store.sleeping.Add(1)
+	}
+}
+
+func (r *replica) wakeUp() {
+	if r.asleep.Swap(false) {
+		r.store.sleeping.Add(-1)
+	}
+}
+
+// mayRest reports whether nothing is left to do for a replica but to keep the group together, and nothing for that.
+func (w *worker) mayRest(r *replica) bool {
+	rw := &r.worker
+	st := rw.rn.BasicStatus()
+	switch {
+	case rw.runOutID != 0 || rw.stand != standNot || rw.ticks > 0,
+		len(rw.writes)+len(rw.unbound)+len(rw.pending)+len(rw.tracked)+len(rw.asked)+len(rw.calls) > 0,
+		r.in.readCount.Load() > 0 || len(rw.reads)+len(rw.indexes) > 0,
+		rw.transfer != nil || rw.change != nil || rw.withheld || len(rw.sending)+len(rw.reports) > 0,
+		r.handed.bytes.Load() > 0 || st.Applied < st.Commit || rw.rn.HasReady(),
+		rw.idle < longLogTicks && w.logIsLong(r):
+		return false
+	case st.RaftState == raft.StateLeader:
+		return w.mayRestLeading(r, &st)
+	}
+	p := r.bound(w.now)
+	return p != nil && st.RaftState == raft.StateFollower && st.Lead == uint64(p.replica) && st.Term == p.term
+}
+
+// mayRestLeading is mayRest for what only a leader has to do.
+func (w *worker) mayRestLeading(r *replica, st *raft.BasicStatus) bool {
+	rw, s := &r.worker, w.store
+	d := r.desc.Load()
+	last := r.lastIndex()
+	switch {
+	case r.frozen.Load() != nil || rw.freezing || rw.thaw != nil, isJoint(d) || rw.confEntry > r.applied.Load(),
+		s.paused.Load() || s.stalled.Load() || s.spaceLevel() != engine.SpaceOK,
+		st.LeadTransferee != 0 || st.Commit != last || r.leaseAt(w.now) == nil:
+		return false
+	}
+	behind := false
+	rw.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		rid := base.ReplicaID(id)
+		if rid == r.id || behind {
+			return
+		}
+		held := s.live.Held(r.storeOf(rid))
+		if held == nil || held.Until <= w.now {
+			return // it is down; the lease holds, so a quorum is not
+		}
+		stamp := rw.leading.stampOf(rid)
+		behind = stamp.epoch != held.Epoch || stamp.commit != st.Commit || pr.Match != last || !pr.RecentActive
+	})
+	return !behind
+}
+
+// logIsLong reports whether the log is over its budget, which only ticks look after.
+func (w *worker) logIsLong(r *replica) bool {
+	bytes := r.worker.log.Bytes()
+	return bytes > min(w.store.cfg.Compaction.FloorBytes, w.logLevel) && bytes > w.budget(r)
+}
+
+// countLog keeps the sum of the logs' sizes, which change only while a replica is awake.
+func (w *worker) countLog(r *replica) {
+	rw := &r.worker
+	if rw.retired {
+		return
+	}
+	bytes := r.logBytes()
+	w.logTotal += bytes - rw.logSeen
+	rw.logSeen = bytes
+}
+
+// tick gives all that are awake their ticks, and forgets those that are not any more.
+func (w *worker) tick(ticks int) {
+	// More than half an election timeout at once would start elections that only our own delay is to blame for.
+	limit := w.store.cfg.ElectionTick / 2
+	ok, _ := w.store.SyncHealthy()
+	w.stalled = !ok
+	w.store.stalled.Store(!ok)
+	keep := w.awake[:0]
+	for _, r := range w.awake {
+		rw := &r.worker
+		w.countLog(r)
+		if rw.disposed || !rw.awake {
+			rw.listed, rw.awake = false, false
+			continue
+		}
+		keep = append(keep, r)
+	}
+	clear(w.awake[len(keep):])
+	w.awake = keep
+	w.levelLogs()
+	for _, r := range w.awake {
+		if r.lead.Load().leads {
+			r.silent.Store(0)
+		} else {
+			r.silent.Add(int64(ticks))
+		}
+		r.worker.ticks = min(r.worker.ticks+ticks, limit)
+		w.sweep(r)
+		w.activate(r)
+	}
+	w.fired = 0
+	w.fire()
+}
+
+// startAsleep is for replicas that were here when the store started: their leaders are somewhere else, if there are any,
+// and send them word. Those that hear nothing stand for election, in their turn, one promise after this store may vote
+// again (V12).
+func (w *worker) startAsleep(r *replica) {
+	r.fallAsleep()
+	w.queueAt(r, 0, max(w.store.live.QuietUntil(), w.now)+w.store.live.Promise())
+}
+
+// sleepsAtStart reports whether a replica that was loaded may wait for word of a leader.
+func (r *replica) sleepsAtStart() bool {
+	d := r.desc.Load()
+	return r.store.live != nil && d != nil && r.worker.rn != nil && !onlyVoter(d, r.id)
+}
