@@ -6,7 +6,9 @@
 //	cache    descriptors by key range; the newest epoch wins and evicts what it overlaps
 //	policy   the one table from answers and transport errors to actions, and the one place for retry and back-off
 //	Mux      many operations to one node on one stream, batched without timers
-//	Scan     a range divided over shards, in byte-bounded pages with a resume key
+//	near     which replica to ask first, for reads that any may serve
+//	Scan     a range divided over shards, in byte-bounded pages with a resume key; several shards at once if asked to
+//	DoMany   independent operations at once, in one frame per node
 //
 // Contract: an error that matches ErrUnavailable, ErrOverloaded, ErrDiskFull, ErrCrossShard or ErrInvalid means that nothing was
 // written and nothing will be. ErrAmbiguous means that a write may or may not have happened; the router never sends
