@@ -170,6 +170,7 @@ func (w *worker) ready(r *replica) {
 	for i := range rd.ReadStates {
 		w.confirm(r, &rd.ReadStates[i])
 	}
+	rd.Messages = thin(rd.Messages)
 	r.worker.ready, r.worker.inflight, r.worker.synced = rd, true, false
 
 	if !termOrVote && len(rd.Entries) == 0 {
