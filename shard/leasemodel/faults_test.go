@@ -2,6 +2,7 @@ package leasemodel
 
 import (
 	"math/rand"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/raft/v3"
@@ -141,21 +142,31 @@ func (w *world) writeSomewhere() {
 
 func (r *replica) propose(c command) {
 	r.do(func() {
-		if r.leads != 0 {
+		// One on its way out takes no writes: what it appends after its own demotion could keep all others from being
+		// elected while it may not be.
+		if r.leads != 0 && r.stays() {
 			r.wake()
 			_ = r.rn.Propose(c.encode()) // dropped during a transfer
 		}
 	})
 }
 
-// leaveJoint is what every new leader does, and the driver.
+// leaveJoint is what every leader does; one that is on its way out hands over first.
 func (w *world) leaveJoint() {
 	for _, r := range w.leaders(0) {
-		if len(r.m.conf.VotersOutgoing) > 0 {
+		switch {
+		case len(r.m.conf.VotersOutgoing) == 0:
+		case r.stays():
 			w.in(0, r.st, func() { r.change(raftpb.ConfChangeV2{}) })
+		default:
+			to := pick(w, r.m.conf.Voters)
+			w.in(0, r.st, func() { r.do(func() { r.transfer(to) }) })
 		}
 	}
 }
+
+// stays reports whether a replica will be a voter when its group has left a joint configuration.
+func (r *replica) stays() bool { return slices.Contains(r.m.conf.Voters, r.id) }
 
 func (r *replica) change(cc raftpb.ConfChangeV2) {
 	r.do(func() {

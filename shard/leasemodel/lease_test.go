@@ -64,15 +64,10 @@ func (r *replica) step(m *message) {
 	r.wake()
 	switch m.m.Type {
 	case raftpb.MsgVote, raftpb.MsgPreVote:
-		if r.binds() && string(m.m.Context) != campaignTransfer {
-			return // V1
-		}
-		if r.quarantined() {
-			return // V7
-		}
-	case raftpb.MsgTimeoutNow:
-		if r.quarantined() {
-			return
+		// A transfer's votes pass, V7 or not, and so does the order to campaign: the leader of the term before has
+		// given up its lease for good, and the leases of earlier terms ended with its election.
+		if string(m.m.Context) != campaignTransfer && (r.binds() || r.quarantined()) {
+			return // V1, V7
 		}
 	}
 	if err := r.rn.Step(m.m); err != nil && err != raft.ErrStepPeerNotFound && err != raft.ErrProposalDropped {
@@ -178,7 +173,7 @@ func (r *replica) leave() {
 // transfer starts to hand the leadership to a voter.
 func (r *replica) transfer(to uint64) {
 	st := r.rn.BasicStatus()
-	if st.RaftState != raft.StateLeader || to == r.id || !voterOf(&r.m.conf, to) {
+	if st.RaftState != raft.StateLeader || to == r.id || !voterOf(&r.m.conf, to) || r.deadline > 0 {
 		return
 	}
 	r.asleep = false
