@@ -74,7 +74,7 @@ func (s *shunned) has(id base.StoreID) bool {
 }
 
 // maxAsked bounds the replicas that a read asks before it goes to the leader.
-const maxAsked = 8
+const maxAsked = 5
 
 // asked is the part of a flight that knows which replicas it has tried.
 type asked struct {

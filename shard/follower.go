@@ -2,7 +2,6 @@ package shard
 
 import (
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -270,12 +269,16 @@ func forReader(a wire.Answer) wire.Answer {
 
 // answerIndexes completes the requests that asked for the index alone and returns the others.
 func (r *replica) answerIndexes(index uint64, reqs []ReadRequest) []ReadRequest {
-	if !slices.ContainsFunc(reqs, func(q ReadRequest) bool { return q.IndexOnly }) {
+	first := 0
+	for first < len(reqs) && !reqs[first].IndexOnly {
+		first++
+	}
+	if first == len(reqs) {
 		return reqs
 	}
-	rest := reqs[:0]
+	rest := reqs[:first]
 	var done []ReadRequest
-	for i := range reqs {
+	for i := first; i < len(reqs); i++ {
 		if reqs[i].IndexOnly {
 			done = append(done, reqs[i])
 		} else {
