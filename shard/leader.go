@@ -53,7 +53,8 @@ func (w *worker) announce(r *replica, old *leadership, l leadership) {
 		return
 	}
 	s := w.store
-	r.lead.Store(&l)
+	fresh := l // l itself stays on the stack for the many calls that end above
+	r.lead.Store(&fresh)
 	lost := old.leads && (!l.leads || l.term != old.term)
 	if lost {
 		a := r.notLeader()
@@ -76,7 +77,7 @@ func (w *worker) announce(r *replica, old *leadership, l leadership) {
 		}
 	}
 	if r.worker.transfer != nil {
-		w.transferSaw(r, &l)
+		w.transferSaw(r, &fresh)
 	}
 	if s.cfg.OnLeader != nil && l.leader != 0 && (l.leader != old.leader || l.term != old.term) {
 		s.cfg.OnLeader(r.shard, l.store, l.term)

@@ -70,6 +70,7 @@ type pass struct {
 	writes  int // client writes in it
 	started time.Duration
 	traces  []*Trace // of followed writes in it
+	synced  func()   // what the engine calls: made once
 }
 
 func newWorker(s *Store, i int) *worker {
@@ -253,9 +254,12 @@ func (w *worker) park() {
 }
 
 func (w *worker) newPass() *pass {
-	p := &pass{}
+	var p *pass
 	if n := len(w.free); n > 0 {
 		p, w.free = w.free[n-1], w.free[:n-1]
+	} else {
+		p = &pass{}
+		p.synced = func() { w.durable(p) }
 	}
 	p.batch, p.writes = w.store.engine.NewBatch(), 0
 	return p
@@ -277,12 +281,15 @@ func (w *worker) commit(p *pass) {
 		p.traces, w.traces = w.traces, p.traces[:0]
 	}
 	w.syncing++
-	s.engine.CommitAsync(p.batch, func() {
-		w.mu.Lock()
-		w.mu.synced = append(w.mu.synced, p)
-		w.mu.Unlock()
-		s.pool.Enqueue(w.control)
-	})
+	s.engine.CommitAsync(p.batch, p.synced)
+}
+
+// durable takes a pass whose batch is on disk back, on the goroutine of the engine that saw it.
+func (w *worker) durable(p *pass) {
+	w.mu.Lock()
+	w.mu.synced = append(w.mu.synced, p)
+	w.mu.Unlock()
+	w.store.pool.Enqueue(w.control)
 }
 
 // finishPass goes on with the groups of a pass that is durable.

@@ -67,6 +67,7 @@ type run struct {
 	// seen indexes writes that are certain, own those of the Batch at hand.
 	seen, own overlay
 	readBuf   []byte
+	decoded   wire.Op // the operation at hand: of its own it would be allocated for every entry
 	order     []int32 // scratch of emit
 }
 
@@ -107,12 +108,12 @@ func (r *run) entry(e *raftpb.Entry) error {
 		}
 		return err
 	}
-	var op wire.Op
+	op := &r.decoded
 	for r.op = 0; len(data) > 0; r.op++ {
-		if _, data, err = wire.DecodeOp(data, &op); err != nil {
+		if _, data, err = wire.DecodeOp(data, op); err != nil {
 			return fmt.Errorf("operation %d: %w: %w", r.op, err, base.ErrCorrupt)
 		}
-		if err := r.operation(&op, h.Stamp); err != nil {
+		if err := r.operation(op, h.Stamp); err != nil {
 			return fmt.Errorf("operation %d: %w", r.op, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/wire"
 )
 
 // emit turns the list of writes into engine writes. See the package comment for the order.
@@ -66,7 +67,7 @@ func getRun(m *Machine, sink Sink) *run {
 
 // putRun drops every reference into entries and the machine.
 func putRun(r *run) {
-	r.m, r.sink = nil, nil
+	r.m, r.sink, r.decoded = nil, nil, wire.Op{}
 	r.seen.reset(maxKeptWrites)
 	r.own.reset(maxKeptSteps)
 	clear(r.writes)
