@@ -55,10 +55,13 @@ type testNode struct {
 	paused bool  // the process stands still: messages wait in its inboxes
 	ship   *shipper
 
-	live   *liveness.Monitor
-	mute   bool          // its Monitor is not heard
-	skew   time.Duration // of its clock
-	onBoot func()        // its clock is about to be read
+	live     *liveness.Monitor
+	promise  time.Duration // that its next life gives; 0: testPromise, negative: none
+	recorded time.Duration // that its next life keeps quiet for; 0: testPromise
+	mute     bool          // its Monitor is not heard
+	skew     time.Duration // of its clock
+	rate     float64       // by which that runs too fast
+	onBoot   func()        // its clock is about to be read
 }
 
 func newCluster(t *testing.T, stores int, tune func(*Config)) *cluster {
@@ -280,6 +283,7 @@ func (c *cluster) settle() {
 
 func (c *cluster) tick() {
 	c.clock.now.Add(int64(100 * time.Millisecond))
+	c.drift(100 * time.Millisecond)
 	c.beat()
 	c.each(func(n *testNode) { n.store.TickAll() })
 	c.settle()

@@ -51,7 +51,10 @@ func (c *cluster) newMonitor(n *testNode) *liveness.Monitor {
 		Follows:    func(s base.StoreID) []liveness.Group { return n.store.Follows(s) },
 	}
 	if n.life > 1 {
-		cfg.Recorded = testPromise
+		cfg.Recorded = max(testPromise, n.recorded)
+	}
+	if n.promise != 0 {
+		cfg.Promise = max(n.promise, 0)
 	}
 	m := liveness.New(cfg)
 	m.SetPeers(c.ids())
@@ -70,6 +73,9 @@ func (l *lateSender) checkLeases(msgs []wire.RaftMessage) {
 			continue
 		}
 		lease := r.lease.Load()
+		if m.Msg.Type == raftpb.MsgPreVoteResp {
+			continue // of the term asked for; it promises nothing
+		}
 		if lease != nil && (m.Msg.Term > lease.term || m.Msg.Type == raftpb.MsgTimeoutNow) {
 			l.from.c.t.Errorf("%s sends %s of term %d with its lease of term %d published", r, m.Msg.Type, m.Msg.Term, lease.term)
 		}
@@ -113,5 +119,12 @@ func (c *cluster) beat() {
 		c.each(func(n *testNode) { n.live.Tick(n.Boot()) })
 		for c.net.Step() {
 		}
+	}
+}
+
+// drift moves the clocks of all stores apart, as their rates say; those that are paused and those that are down too.
+func (c *cluster) drift(d time.Duration) {
+	for _, n := range c.nodes {
+		n.skew += time.Duration(n.rate * float64(d))
 	}
 }

@@ -44,6 +44,8 @@ func (r *replica) bound(now time.Duration) *promise {
 func (w *worker) admits(r *replica, m *inMessage) bool {
 	switch m.msg.Type {
 	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgTimeoutNow:
+	case raftpb.MsgPreVoteResp:
+		return m.msg.Reject || r.worker.yielding == 0
 	default:
 		return true
 	}
@@ -53,15 +55,11 @@ func (w *worker) admits(r *replica, m *inMessage) bool {
 	}
 	// The order to campaign is the leader's own, which has given its lease up before (V4); so is what a transfer's
 	// candidate then asks for. A vote of a term without such an order cannot have that mark.
-	if m.msg.Type == raftpb.MsgTimeoutNow || r.promised.Load() == nil {
+	if m.msg.Type == raftpb.MsgTimeoutNow || string(m.msg.Context) == campaignTransfer {
 		return true
 	}
-	if r.bound(w.now) == nil {
-		w.runOut(r)
-		return true
-	}
-	if string(m.msg.Context) == campaignTransfer {
-		return true
+	if r.promised.Load() == nil || r.bound(w.now) == nil {
+		return w.letsPass(r, m)
 	}
 	w.store.metrics.ignoredVotes.WithLabelValues("promised").Inc()
 	return false
@@ -191,7 +189,7 @@ func (w *worker) tickRaft(r *replica, ticks int) {
 	case w.restrained(r) && state == raft.StateFollower:
 		// A follower's clock runs on, so that it votes for others when its leader is gone, but it does not fire for a while.
 		tick = rn.TickQuiesced
-	case r.promised.Load() != nil:
+	case r.promised.Load() != nil && rw.stand == standNot:
 		w.queueRunOut(r, r.promised.Load().store)
 		tick = rn.TickQuiesced
 	}

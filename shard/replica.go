@@ -115,6 +115,7 @@ type replicaWorker struct {
 	stand    standing
 	retries  int // of a campaign that nobody has answered
 	retryIn  int // ticks
+	yielding int // ticks for which another candidate goes first
 	reminded int // ticks until a leader of an earlier term is told again
 
 	freezing   bool           // a Freeze is proposed: writes wait for what becomes of it

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
 	"go.etcd.io/etcd/raft/v3/tracker"
 
 	"github.com/shardd/shardd/internal/base"
@@ -19,7 +20,8 @@ import (
 //
 // Two followers of one leader lose its store at about the same time. So that they do not divide the votes, their turns
 // come one after the other: ranks go round with the shard's id, so that the leaderships of a lost store end up evenly on
-// those that are left. A candidate that comes before the others' support has lapsed is ignored by them, and asks again.
+// those that are left. A candidate that comes before the others' support has lapsed is ignored by them, and asks again. Of
+// two that ask at the same moment one yields.
 
 const (
 	// fireBatch is how many groups a worker wakes per tick: with the default tick 2,500 in a second, each of which costs its
@@ -28,8 +30,10 @@ const (
 	// rankTicks lie between the turns of two followers, and as many more as the queue is long: an election takes one or two
 	// round trips and syncs.
 	rankTicks = 3
-	// campaignTries is how often a candidate asks again that nobody has answered, after 1, 2, 4 ... ticks.
-	campaignTries = 4
+	// campaignTries is how often a candidate asks again that nobody has answered, every campaignTicks: in all for about as
+	// long as two stores' support of a third may end apart.
+	campaignTries = 5
+	campaignTicks = 2
 )
 
 // pendingRunOut is a follower that is to stand for election.
@@ -102,7 +106,7 @@ func (w *worker) fire() {
 	}
 	keep := w.runOuts[:0]
 	for _, p := range w.runOuts {
-		if w.fired < fireBatch {
+		if w.fired < w.fireBatch {
 			if done, cost := w.fireRunOut(&p); done {
 				w.fired += cost
 				continue
@@ -116,7 +120,7 @@ func (w *worker) fire() {
 	}
 	waiting := w.wakes[:0]
 	for _, p := range w.wakes {
-		if w.fired >= fireBatch {
+		if w.fired >= w.fireBatch {
 			waiting = append(waiting, p)
 			continue
 		}
@@ -168,7 +172,7 @@ func (w *worker) fireRunOut(p *pendingRunOut) (done bool, cost int) {
 
 // rankTime lies between the turns of two followers of one leader.
 func (w *worker) rankTime() time.Duration {
-	return time.Duration(rankTicks+w.runOutsPeak/fireBatch) * w.store.cfg.Tick
+	return time.Duration(rankTicks+w.runOutsPeak/w.fireBatch) * w.store.cfg.Tick
 }
 
 // rank says how many others go first; not ok if the replica is no voter.
@@ -263,7 +267,7 @@ func (w *worker) standNow(r *replica) {
 		return
 	}
 	if w.store.live != nil {
-		rw.retries, rw.retryIn = campaignTries, 1
+		rw.retries, rw.retryIn, rw.yielding = campaignTries, 1, 0
 	}
 	_ = rw.rn.Campaign() // fails only for what raft logs: not promotable, conf change pending
 }
@@ -272,19 +276,72 @@ func (w *worker) standNow(r *replica) {
 // moment longer than this one.
 func (w *worker) retryCampaign(r *replica, ticks int) {
 	rw := &r.worker
-	if rw.retries == 0 {
+	if rw.retries == 0 && rw.yielding == 0 {
 		return
 	}
 	if rw.rn.BasicStatus().RaftState != raft.StatePreCandidate {
-		rw.retries = 0
+		rw.retries, rw.yielding = 0, 0
+		return
+	}
+	if rw.yielding > 0 {
+		if rw.yielding = max(rw.yielding-ticks, 0); rw.yielding == 0 {
+			_ = rw.rn.Campaign()
+		}
 		return
 	}
 	if rw.retryIn -= ticks; rw.retryIn > 0 {
 		return
 	}
 	rw.retries--
-	rw.retryIn = 1 << (campaignTries - rw.retries)
+	rw.retryIn = campaignTicks
 	_ = rw.rn.Campaign()
+}
+
+// letsPass looks at a vote that no promise forbids, at a replica that may be about to campaign itself. It is dropped if this
+// one goes first.
+func (w *worker) letsPass(r *replica, m *inMessage) bool {
+	rw := &r.worker
+	if r.promised.Load() != nil {
+		w.runOut(r)
+	}
+	if rw.runOutID != 0 && rw.term < m.msg.Term {
+		// Somebody was quicker; the own turn comes if that leads to nothing.
+		w.queueAt(r, 0, w.now+w.rankTime())
+	}
+	if m.msg.Type != raftpb.MsgPreVote || rw.retries == 0 || rw.rn.BasicStatus().RaftState != raft.StatePreCandidate {
+		return true
+	}
+	_, last := rw.log.Bounds()
+	term, err := rw.log.Term(last)
+	switch {
+	case err != nil || m.msg.LogTerm < term || m.msg.LogTerm == term && m.msg.Index < last:
+		return true // raft tells it that it cannot win
+	case m.msg.LogTerm == term && m.msg.Index == last && !r.prefers(base.ReplicaID(m.msg.From)):
+		return false
+	}
+	rw.yielding = rankTicks // as long as it would take to go after the other
+	return true
+}
+
+// prefers reports whether another voter goes before this one, of two that campaign at the same moment. All replicas
+// of a group agree on that.
+func (r *replica) prefers(other base.ReplicaID) bool {
+	d := r.desc.Load()
+	if d == nil {
+		return true
+	}
+	mine, its := -1, -1
+	n := len(d.Replicas)
+	for i, rep := range d.Replicas {
+		at := (i + int(uint64(r.shard)%uint64(n))) % n
+		switch rep.Replica {
+		case r.id:
+			mine = at
+		case other:
+			its = at
+		}
+	}
+	return its >= 0 && its < mine
 }
 
 // releasedBy remembers for a while that a store has ceased to lead: its messages of that term, and those before, may still

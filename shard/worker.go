@@ -54,6 +54,7 @@ type worker struct {
 	runOutsPeak int // how long runOuts was since it was empty
 	wakes       []pendingWake
 	fired       int
+	fireBatch   int // the constant
 
 	msgs     []inMessage // scratch of step
 	free     []*pass
@@ -76,7 +77,7 @@ type pass struct {
 func newWorker(s *Store, i int) *worker {
 	return &worker{
 		store: s, index: i, control: controlKey(i, s.cfg.Workers), byShard: make(map[uint64]*replica),
-		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s),
+		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s), fireBatch: fireBatch,
 	}
 }
 
