@@ -50,6 +50,13 @@ func (f *leaderPauses) pauses() (n int) {
 	return n
 }
 
+func (f *leaderPauses) leaseReads() (n int) {
+	for _, g := range f.Groups {
+		n += g.LeaseReads
+	}
+	return n
+}
+
 // Leaders are stopped for half a lease to five leases at random points of a load, as by a virtual machine that is
 // frozen. Whoever wakes up must not answer from what it knew: histories are linearizable, and nothing acknowledged is
 // lost. Clients that have heard of the new leaders work beside ones that go on asking the old ones.
@@ -81,6 +88,9 @@ func TestAPausedLeaderAnswersNothingStale(t *testing.T) {
 		if path != "" && !t.Failed() {
 			putResult(t, path, f)
 		}
+	}
+	if f.leaseReads() == 0 {
+		t.Error("no read was answered by a lease: the pauses show nothing about leases")
 	}
 	c.WaitHealthy()
 	c.StopAll()
