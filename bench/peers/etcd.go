@@ -4,64 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/shardd/shardd/bench/ycsb"
 )
-
-// etcdCommand is one member of an etcd cluster at etcd's own defaults: the addresses, the directory and a quiet log are
-// all that is set, and the quota of the backend, whose default of 2 GiB a long run would exceed.
-func etcdCommand() *cobra.Command {
-	var name, dir, client, peer, cluster string
-	c := &cobra.Command{Use: "etcd", Short: "Run one embedded etcd member", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg := embed.NewConfig()
-			cfg.Name, cfg.Dir, cfg.InitialCluster = name, dir, cluster
-			cfg.LogLevel, cfg.QuotaBackendBytes = "error", 8<<30
-			cu, pu, err := parseBoth(client, peer)
-			if err != nil {
-				return err
-			}
-			cfg.ListenClientUrls, cfg.AdvertiseClientUrls = cu, cu
-			cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = pu, pu
-			e, err := embed.StartEtcd(cfg)
-			if err != nil {
-				return fmt.Errorf("start etcd: %w", err)
-			}
-			defer e.Close()
-			select {
-			case err := <-e.Err():
-				return err
-			case <-cmd.Context().Done():
-				return nil
-			}
-		}}
-	f := c.Flags()
-	f.StringVar(&name, "name", "", "name of the member")
-	f.StringVar(&dir, "dir", "", "data directory")
-	f.StringVar(&client, "client", "", "URL for clients")
-	f.StringVar(&peer, "peer", "", "URL for the other members")
-	f.StringVar(&cluster, "cluster", "", "all members, as name=url,...")
-	return c
-}
-
-func parseBoth(client, peer string) (cu, pu []url.URL, err error) {
-	c, err := url.Parse(client)
-	if err != nil {
-		return nil, nil, err
-	}
-	p, err := url.Parse(peer)
-	if err != nil {
-		return nil, nil, err
-	}
-	return []url.URL{*c}, []url.URL{*p}, nil
-}
 
 // etcdDB is etcd for the YCSB driver: linearizable reads, one key a record. The clients share a few connections to each
 // member, as etcd's own benchmark does with --conns.
@@ -133,8 +82,8 @@ func (d *etcdDB) Scan(ctx context.Context, start []byte, count int, visit func(k
 
 var _ ycsb.DB = (*etcdDB)(nil)
 
-// startEtcd starts three members and waits until they answer.
-func startEtcd(ctx context.Context, self, dir string) (*system, error) {
+// startEtcd starts three members (the program in etcdnode) and waits until they answer.
+func startEtcd(ctx context.Context, binary, dir string) (*system, error) {
 	ports, err := freePorts(6)
 	if err != nil {
 		return nil, err
@@ -146,7 +95,7 @@ func startEtcd(ctx context.Context, self, dir string) (*system, error) {
 	}
 	s := &system{name: "etcd"}
 	for i := range 3 {
-		err := s.start(fmt.Sprintf("%s/m%d.log", dir, i), self, "etcd", "--name", fmt.Sprintf("m%d", i),
+		err := s.start(fmt.Sprintf("%s/m%d.log", dir, i), binary, "--name", fmt.Sprintf("m%d", i),
 			"--dir", fmt.Sprintf("%s/m%d", dir, i), "--client", endpoints[i], "--peer", "http://"+ports[3+i],
 			"--cluster", strings.Join(members, ","))
 		if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -94,11 +95,9 @@ func run(ctx context.Context, cfg config) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	binary := filepath.Join(work, "shardd")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/shardd/shardd/cmd/shardd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build shardd: %w\n%s", err, out)
+	binaries, err := buildNodes(ctx, work)
+	if err != nil {
+		return err
 	}
 	for repeat := range cfg.Repeats {
 		for _, name := range []string{"etcd", "shardd", "limits"} {
@@ -118,7 +117,7 @@ func run(ctx context.Context, cfg config) error {
 			if name == "limits" {
 				r.Limits, err = measureLimits(ctx, dir, cfg)
 			} else {
-				err = r.measure(ctx, name, binary, dir, repeat+1)
+				err = r.measure(ctx, name, binaries[name], dir, repeat+1)
 			}
 			err = errors.Join(err, os.RemoveAll(dir))
 			if err != nil {
@@ -174,15 +173,10 @@ func (r *repeatFile) measure(ctx context.Context, name, binary, dir string, repe
 	}
 	var s *system
 	if name == "etcd" {
-		self, err := os.Executable()
-		if err != nil {
+		if s, err = startEtcd(ctx, binary, dir); err != nil {
 			return err
 		}
-		s, err = startEtcd(ctx, self, dir)
-		if err != nil {
-			return err
-		}
-		r.Version = dependency("go.etcd.io/etcd/server/v3")
+		r.Version = dependency(binary, "go.etcd.io/etcd/server/v3")
 	} else {
 		if s, err = startShardd(ctx, binary, dir, r.Config.Shards, load, r.Config.Flags); err != nil {
 			return err
@@ -256,10 +250,31 @@ func measureCell(ctx context.Context, s *system, db ycsb.DB, spec cellSpec, p yc
 		ServerCPU: float64((after - cpu).Microseconds()) / ops, ClientCPU: float64((ownCPU() - own).Microseconds()) / ops}, nil
 }
 
-// dependency is the version of a module in this binary.
-func dependency(path string) string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
+// buildNodes builds what runs as three processes each: shardd in its own module, etcd in this one.
+func buildNodes(ctx context.Context, dir string) (map[string]string, error) {
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/shardd/shardd").Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the main module: %w", err)
+	}
+	out := map[string]string{}
+	for _, b := range []struct{ name, dir, pkg string }{
+		{"shardd", strings.TrimSpace(string(root)), "./cmd/shardd"},
+		{"etcd", "", "./etcdnode"},
+	} {
+		out[b.name] = filepath.Join(dir, b.name)
+		build := exec.CommandContext(ctx, "go", "build", "-o", out[b.name], b.pkg)
+		build.Dir, build.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("build %s: %w\n%s", b.name, err, text)
+		}
+	}
+	return out, nil
+}
+
+// dependency is the version of a module in a binary, "" if it cannot be told.
+func dependency(binary, path string) string {
+	info, err := buildinfo.ReadFile(binary)
+	if err != nil {
 		return ""
 	}
 	for _, d := range info.Deps {
