@@ -9,6 +9,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
+	"github.com/shardd/shardd/internal/wire"
 	"github.com/shardd/shardd/shard"
 )
 
@@ -72,6 +73,41 @@ func (st *opStream) follow(in *inbound, now time.Duration) {
 			break
 		}
 	}
+}
+
+// look follows the first Get of a frame, if that is answered at once.
+type look struct {
+	due                   bool // it is time, and no Get has been met
+	arrived, began, ended time.Duration
+}
+
+// looks begins with a frame.
+func (st *opStream) looks(now time.Duration) look { return look{due: now >= st.nextLook, arrived: now} }
+
+// readNow asks the store, and looks at the clock before and after it if this is the Get to follow.
+func (l *look) readNow(st *opStream, op *wire.Op, buf []byte) (out []byte, done bool) {
+	if !l.due {
+		return st.m.store.ReadNow(op, buf, l.arrived)
+	}
+	l.due = false
+	began := st.m.clock.Boot()
+	if out, done = st.m.store.ReadNow(op, buf, l.arrived); done {
+		l.began, l.ended = began, st.m.clock.Boot()
+		st.nextLook = l.arrived + traceInterval
+	}
+	return out, done
+}
+
+// endLook records the Get once the answers of its frame have left.
+func (st *opStream) endLook(l *look) {
+	if l.ended == 0 {
+		return
+	}
+	now, of := st.m.clock.Boot(), &st.n.metrics.latency.reads
+	of[shard.StageQueue].Observe((l.began - l.arrived).Seconds())
+	of[shard.StageRead].Observe((l.ended - l.began).Seconds())
+	of[shard.StageAnswer].Observe((now - l.ended).Seconds())
+	of[shard.StageTotal].Observe((now - l.arrived).Seconds())
 }
 
 // left records the followed requests whose answers have just been sent.

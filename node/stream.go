@@ -55,6 +55,7 @@ type opStream struct {
 	reading atomic.Bool
 
 	nextTrace time.Duration // the reader's: when a request is followed again
+	nextLook  time.Duration // the same, of Gets that are answered at once
 
 	mu struct {
 		sync.Mutex
@@ -168,6 +169,7 @@ func (st *opStream) awaitTaken() error {
 // operations are left.
 func (st *opStream) readNow(in *inbound, now time.Duration) (left int, err error) {
 	var buf []byte
+	look := st.looks(now)
 	for i := range in.ops {
 		p := &in.ops[i]
 		if p.refused != "" || p.op.Code != wire.OpGet {
@@ -177,7 +179,7 @@ func (st *opStream) readNow(in *inbound, now time.Duration) (left int, err error
 		if buf == nil {
 			buf = transport.GetBuffer(2 * answerFrame) // the last answer may reach over the cut
 		}
-		if buf, p.done = st.m.store.ReadNow(&p.op, buf, now); !p.done {
+		if buf, p.done = look.readNow(st, &p.op, buf); !p.done {
 			left++
 			continue
 		}
@@ -189,11 +191,13 @@ func (st *opStream) readNow(in *inbound, now time.Duration) (left int, err error
 		}
 	}
 	if len(buf) > 0 {
-		return left, st.send(buf)
-	}
-	if buf != nil {
+		if err := st.send(buf); err != nil {
+			return left, err
+		}
+	} else if buf != nil {
 		transport.PutBuffer(buf)
 	}
+	st.endLook(&look)
 	return left, nil
 }
 
