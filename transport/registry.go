@@ -66,7 +66,8 @@ func (r *registry) admit(h *hello, in *inbound) (newer bool, refused *refusal) {
 	newer, old, refused := r.replace(h, in)
 	for _, o := range old {
 		o.step.Lock()
-		o.step.Unlock() //nolint:staticcheck // a barrier: whoever steps next sees that it is evicted
+		//lint:ignore SA2001 a barrier: whoever steps next sees that it is evicted
+		o.step.Unlock()
 	}
 	return newer, refused
 }

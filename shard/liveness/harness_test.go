@@ -63,7 +63,6 @@ type testStore struct {
 	released []Group
 	leads    map[Group]bool
 	ended    map[uint64]bool // epochs reported by OnLapse
-	follows  []Group
 }
 
 // Boot implements clock.Clock.
