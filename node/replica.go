@@ -32,7 +32,7 @@ func (m *member) replicaHere(ctx context.Context, id base.ShardID) (*pb.ReplicaR
 		NodeId: uint64(m.self), ReplicaId: uint64(st.Replica), RaftState: raftState(st.Leads, st.Leader), Term: st.Term,
 		Lead: uint64(st.Leader), Commit: st.Commit, Applied: st.Applied, FirstIndex: st.FirstIndex,
 		LastIndex: st.LastIndex, LogBytes: st.LogBytes, Faulted: st.Faulted, PutBytes: st.Stats.PutBytes,
-		Uninitialised: st.Desc == nil, DataBytes: st.SizeBytes,
+		Uninitialised: st.Desc == nil, DataBytes: st.SizeBytes, Lease: st.Lease, Asleep: st.Asleep,
 	}
 	// The vote is a courtesy, from the disk.
 	if kept, ok, err := m.n.eng.ReplicaState(id); err == nil && ok {

@@ -117,7 +117,7 @@ func TestV1AFollowerIgnoresVotesWhileItsPromiseBindsEvenIfRaftHasForgottenItsLea
 	term := c.termOf(two, 7)
 	// A delayed answer of a higher term: raft takes the term and forgets its leader.
 	two.store.Step([]wire.RaftMessage{msgBetween(7, 3, 2, raftpb.Message{Type: raftpb.MsgAppResp, Term: term + 3})})
-	two.store.Poll()
+	two.passes()
 	if st := two.store.lookup(7).worker.rn.BasicStatus(); st.Lead != 0 || st.Term != term+3 {
 		t.Fatalf("leader %d in term %d", st.Lead, st.Term)
 	}
@@ -125,8 +125,7 @@ func TestV1AFollowerIgnoresVotesWhileItsPromiseBindsEvenIfRaftHasForgottenItsLea
 		two.store.Step([]wire.RaftMessage{msgBetween(7, 3, 2, raftpb.Message{
 			Type: typ, Term: term + 4, Index: 1000, LogTerm: term + 3,
 		})})
-		for two.store.Poll() {
-		}
+		two.passes()
 	}
 	if granted > 0 {
 		t.Fatalf("%d votes were given while the promise to %s binds", granted, lead.id)

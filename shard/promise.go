@@ -43,20 +43,21 @@ func (r *replica) bound(now time.Duration) *promise {
 // admits reports whether a message may be stepped: it is dropped if it asks the replica for what it may not do now.
 func (w *worker) admits(r *replica, m *inMessage) bool {
 	switch m.msg.Type {
-	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgTimeoutNow:
+	case raftpb.MsgVote, raftpb.MsgPreVote:
 	case raftpb.MsgPreVoteResp:
 		return m.msg.Reject || r.worker.yielding == 0
 	default:
 		return true
 	}
+	// The order to campaign is the leader's own, which has given its lease up before (V4); so is what a transfer's
+	// candidate then asks for. A vote of a term without such an order cannot have that mark. Leases of terms before that
+	// leader's have ended with its election, so that what this store may have promised in an earlier life does not matter.
+	if string(m.msg.Context) == campaignTransfer {
+		return true
+	}
 	if w.mustKeepQuiet(r) {
 		w.store.metrics.ignoredVotes.WithLabelValues("quiet").Inc()
 		return false
-	}
-	// The order to campaign is the leader's own, which has given its lease up before (V4); so is what a transfer's
-	// candidate then asks for. A vote of a term without such an order cannot have that mark.
-	if m.msg.Type == raftpb.MsgTimeoutNow || string(m.msg.Context) == campaignTransfer {
-		return true
 	}
 	if r.promised.Load() == nil || r.bound(w.now) == nil {
 		return w.letsPass(r, m)

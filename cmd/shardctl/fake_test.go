@@ -201,7 +201,7 @@ func (f *fakeCluster) ListShards(context.Context, *sharddv1.ListShardsRequest) (
 func (f *fakeCluster) DescribeShard(
 	context.Context, *sharddv1.DescribeShardRequest) (*sharddv1.DescribeShardResponse, error) {
 	return &sharddv1.DescribeShardResponse{Shard: f.shards()[2], Replicas: []*sharddv1.ReplicaStatus{
-		{NodeId: 1, ReplicaId: 1, Role: "outgoing", RaftState: "leader", Term: 6, Commit: 90, Applied: 90, FirstIndex: 20,
+		{NodeId: 1, ReplicaId: 1, Role: "outgoing", RaftState: "leader", Lease: true, Term: 6, Commit: 90, Applied: 90, FirstIndex: 20,
 			LastIndex: 95, LogBytes: 70 << 10, DataBytes: 12 << 20, Progress: []*sharddv1.FollowerProgress{
 				{ReplicaId: 1, Match: 95, Next: 96, State: "replicate", RecentActive: true},
 				{ReplicaId: 2, Match: 90, Next: 96, State: "replicate", RecentActive: true},

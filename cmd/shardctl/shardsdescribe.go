@@ -16,7 +16,7 @@ func newShardsDescribe(o *conn) *cobra.Command {
 		Use:   "describe SHARD",
 		Short: "Ask every replica of a shard for its state",
 		Long: `Ask every replica of a shard for its state: its role (voter, learner, or incoming and outgoing while a joint
-change is under way), what it has applied, the bounds and size of its log, the size of its data; and as the leader
+change is under way), whether it leads and holds a lease, whether it sleeps, what it has applied, the bounds and size of its log, the size of its data; and as the leader
 sees them, how many entries each lacks and the snapshot that is on its way to it.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -87,7 +87,7 @@ func describe(c *cobra.Command, d *sharddv1.DescribeShardResponse) error {
 		case r.GetUninitialised():
 			row = append(row, "empty, waits for a snapshot", fmt.Sprint(r.GetTerm()))
 		default:
-			row = append(row, r.GetRaftState(), fmt.Sprint(r.GetTerm()), fmt.Sprint(r.GetCommit()), fmt.Sprint(r.GetApplied()),
+			row = append(row, stateOf(r), fmt.Sprint(r.GetTerm()), fmt.Sprint(r.GetCommit()), fmt.Sprint(r.GetApplied()),
 				logBounds(r), cli.Bytes(r.GetLogBytes()), cli.Bytes(r.GetDataBytes()))
 		}
 		rows = append(rows, row)
@@ -111,6 +111,18 @@ func describe(c *cobra.Command, d *sharddv1.DescribeShardResponse) error {
 		}
 	}
 	return nil
+}
+
+// stateOf is what a replica does: whether it leads, by a lease or without, and whether it sleeps.
+func stateOf(r *sharddv1.ReplicaStatus) string {
+	state := r.GetRaftState()
+	if r.GetLease() {
+		state += ", leased"
+	}
+	if r.GetAsleep() {
+		state += ", asleep"
+	}
+	return state
 }
 
 func replicaName(s *sharddv1.ShardInfo, id uint64) string {

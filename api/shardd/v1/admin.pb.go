@@ -1301,6 +1301,10 @@ type ReplicaStatus struct {
 	DataBytes uint64 `protobuf:"varint,19,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
 	// The replica exists but has received nothing yet.
 	Uninitialised bool `protobuf:"varint,20,opt,name=uninitialised,proto3" json:"uninitialised,omitempty"`
+	// It leads and holds a lease: it answers reads alone.
+	Lease bool `protobuf:"varint,21,opt,name=lease,proto3" json:"lease,omitempty"`
+	// It sleeps: nothing is left to do, and it is not ticked.
+	Asleep        bool `protobuf:"varint,22,opt,name=asleep,proto3" json:"asleep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1471,6 +1475,20 @@ func (x *ReplicaStatus) GetDataBytes() uint64 {
 func (x *ReplicaStatus) GetUninitialised() bool {
 	if x != nil {
 		return x.Uninitialised
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetLease() bool {
+	if x != nil {
+		return x.Lease
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetAsleep() bool {
+	if x != nil {
+		return x.Asleep
 	}
 	return false
 }
@@ -6663,7 +6681,7 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\bshard_id\x18\x01 \x01(\x04R\ashardId\"y\n" +
 	"\x15DescribeShardResponse\x12*\n" +
 	"\x05shard\x18\x01 \x01(\v2\x14.shardd.v1.ShardInfoR\x05shard\x124\n" +
-	"\breplicas\x18\x02 \x03(\v2\x18.shardd.v1.ReplicaStatusR\breplicas\"\xc5\x04\n" +
+	"\breplicas\x18\x02 \x03(\v2\x18.shardd.v1.ReplicaStatusR\breplicas\"\xf3\x04\n" +
 	"\rReplicaStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x04R\x06nodeId\x12\x1d\n" +
 	"\n" +
@@ -6690,7 +6708,9 @@ const file_shardd_v1_admin_proto_rawDesc = "" +
 	"\aversion\x18\x12 \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
 	"data_bytes\x18\x13 \x01(\x04R\tdataBytes\x12$\n" +
-	"\runinitialised\x18\x14 \x01(\bR\runinitialised\"\xc1\x01\n" +
+	"\runinitialised\x18\x14 \x01(\bR\runinitialised\x12\x14\n" +
+	"\x05lease\x18\x15 \x01(\bR\x05lease\x12\x16\n" +
+	"\x06asleep\x18\x16 \x01(\bR\x06asleep\"\xc1\x01\n" +
 	"\x10FollowerProgress\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\x04R\treplicaId\x12\x14\n" +
