@@ -299,6 +299,15 @@ func TestAStoreWithoutLeasesWorksWithOthersThatHaveThem(t *testing.T) {
 	c.put(7, "a", "1")
 	c.mustReadNow(c.leased(7), 7, "a", "1")
 	c.everywhere(7, "a", "1")
+	// What its earlier life was promised would be counted once more, and end: the others learn of a new life from its beats.
+	c.until("the support of its earlier life has ended", func() bool {
+		for _, n := range c.nodes {
+			if n != three && n.live.Epoch(3, n.Boot()) != 0 {
+				return false
+			}
+		}
+		return true
+	})
 	c.until("it leads", func() bool {
 		lead := c.leader(7)
 		if lead == nil {
