@@ -53,6 +53,7 @@ type flight struct {
 	failures int // attempts without an answer in a row; now and then the Directory may know better
 	lookup   bool
 	out      outcome
+	said     error // why the last attempt that was not cut short has failed
 	pacer    pacer
 
 	over   bool
@@ -224,7 +225,11 @@ func (r *Router) judge(ctx context.Context, f *flight) {
 	r.metrics.retries.WithLabelValues(label(a, f.out.err)).Inc()
 	f.delay = f.pacer.next(act, a, &r.cfg)
 	if ctx.Err() == nil && time.Now().Add(f.delay).Before(f.deadline) {
+		f.said = err
 		return
+	}
+	if ctx.Err() != nil && f.out.err != nil && f.said != nil {
+		err = f.said // the last attempt was cut short: what the one before heard says more
 	}
 	kind := ErrUnavailable
 	switch {
