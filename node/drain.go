@@ -14,7 +14,8 @@ import (
 type drainMarks struct {
 	mu sync.Mutex
 	nodeMarks
-	at time.Duration // Boot time of the marks
+	at        time.Duration // Boot time of the marks
+	forgotten uint64        // how often
 }
 
 // nodeMarks are never changed, only replaced.
@@ -37,7 +38,7 @@ const drainMarksFresh = time.Second
 // all returns the marks, at most drainMarksFresh old.
 func (d *drainMarks) all(ctx context.Context, dir *placement.Directory, now time.Duration) (nodeMarks, error) {
 	d.mu.Lock()
-	marks, at := d.nodeMarks, d.at
+	marks, at, forgotten := d.nodeMarks, d.at, d.forgotten
 	d.mu.Unlock()
 	if marks.modes != nil && now-at < drainMarksFresh {
 		return marks, nil
@@ -48,7 +49,9 @@ func (d *drainMarks) all(ctx context.Context, dir *placement.Directory, now time
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.nodeMarks, d.at = marks, now
+	if d.forgotten == forgotten { // else they were read before what made others forget them
+		d.nodeMarks, d.at = marks, now
+	}
 	return marks, nil
 }
 
@@ -64,6 +67,7 @@ func (d *drainMarks) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.modes = nil
+	d.forgotten++
 }
 
 // drainMode returns what is kept off a node: none, leaders or replicas; "" if that cannot be read now. For the meta

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -40,7 +41,7 @@ func removeNode(ctx context.Context, m *member, req *pb.RemoveNodeRequest) (*pb.
 		return nil, err
 	}
 	if req.Dead {
-		err = m.checkDead(ctx, &nodes[at], listing)
+		err = m.checkDead(ctx, nodes, id, listing)
 	} else {
 		err = m.checkEmpty(ctx, id, listing)
 	}
@@ -102,27 +103,52 @@ func (m *member) checkEmpty(ctx context.Context, id base.StoreID, listing []*bas
 	return nil
 }
 
-// checkDead refuses a node that lives, and one whose loss some shard could not bear: what is left of that may need it.
-func (m *member) checkDead(ctx context.Context, n *placement.Node, listing []*base.Descriptor) error {
+// checkDead refuses a node that lives, and one whose loss some shard could not bear: what is left of that may need it. A
+// removal is for good, and a report may be seconds old, so that every node which counts is asked whether it lives.
+func (m *member) checkDead(ctx context.Context, nodes []placement.Node, id base.StoreID, listing []*base.Descriptor) error {
 	stores := m.reports.view.Stores()
-	if st := stores[n.ID]; st.Alive {
+	if st := stores[id]; st.Alive {
 		return status.Errorf(codes.FailedPrecondition, "%s is alive, it reported %s ago: decommission it, or stop it first",
-			n.ID, st.LastSeen.Round(1e6))
+			id, st.LastSeen.Round(1e6))
 	}
-	ask, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	st, err := m.n.askStatus(ask, n.Address)
-	if err == nil && st.ClusterId == m.cluster.String() && base.StoreID(st.NodeId) == n.ID {
-		return status.Errorf(codes.FailedPrecondition, "%s is alive, it answers at %s: decommission it, or stop it first",
-			n.ID, n.Address)
+	answers := m.answering(ctx, nodes, func(s base.StoreID) bool {
+		return s == id || stores[s].Alive && slices.ContainsFunc(listing, func(d *base.Descriptor) bool {
+			_, ok := d.ReplicaOn(s)
+			return ok
+		})
+	})
+	if answers[id] {
+		return status.Errorf(codes.FailedPrecondition, "%s is alive, it answers: decommission it, or stop it first", id)
 	}
 	for _, d := range listing {
-		if !bears(d, n.ID, func(s base.StoreID) bool { return s == m.self || stores[s].Alive }) {
+		if !bears(d, id, func(s base.StoreID) bool { return s == m.self || answers[s] }) {
 			return status.Errorf(codes.FailedPrecondition,
-				"%s has no quorum without %s: start other nodes of it first, or see `shardctl unsafe recover-quorum`", d.Shard, n.ID)
+				"%s has no quorum without %s: start other nodes of it first, or see `shardctl unsafe recover-quorum`", d.Shard, id)
 		}
 	}
 	return nil
+}
+
+// answering asks nodes whether they live, at the same time.
+func (m *member) answering(ctx context.Context, nodes []placement.Node, which func(base.StoreID) bool) map[base.StoreID]bool {
+	var mu sync.Mutex
+	out := map[base.StoreID]bool{}
+	_ = atOnce(len(nodes), func(i int) error {
+		n := &nodes[i]
+		if n.ID == m.self || !which(n.ID) {
+			return nil
+		}
+		ask, cancel := context.WithTimeout(ctx, probeTimeout)
+		defer cancel()
+		st, err := m.n.askStatus(ask, n.Address)
+		if err == nil && st.ClusterId == m.cluster.String() && base.StoreID(st.NodeId) == n.ID {
+			mu.Lock()
+			defer mu.Unlock()
+			out[n.ID] = true
+		}
+		return nil
+	})
+	return out
 }
 
 // bears reports whether a shard keeps a live quorum without a store, of both configurations while it is joint.
