@@ -23,8 +23,8 @@ type Sender interface {
 }
 
 // Waiter takes the outcome of one request. Complete is called exactly once per request, from a worker, or from inside
-// Write or ReadIndex when the request is refused at once; so it must not block and the caller of Write must not hold a
-// lock that Complete takes. The answer's payload is the waiter's to keep.
+// Write or ReadIndex when the request is refused at once, or confirmed by a lease; so it must not block and the caller of
+// Write must not hold a lock that Complete takes. The answer's payload is the waiter's to keep.
 type Waiter interface {
 	Complete(req uint64, a wire.Answer)
 }

@@ -23,6 +23,9 @@
 //
 // So do boundary commands that stand in a log (boundary.go): apply halts at one until its step is committed.
 //
+// ReadNow reads on its caller's goroutine, by what the worker has published: the lease, the commit and applied indexes, the
+// descriptor. What the Monitor says of other stores goes to the workers by worker.mu.events.
+//
 // There is no goroutine and no timer per shard. Worker w owns every shard with shard % W == w: fields in a `worker
 // struct` belong to it and have no lock. Apply workers own the Machine in the same way.
 //
@@ -44,8 +47,18 @@
 //	  |  NotLeader, Busy, EpochMismatch, TimedOut:          |  another term's entry at that index: NotLeader
 //	  |  it never will happen                               |  deadline, fault, stop: Ambiguous
 //
+// # Leases and sleep
+//
+//	follower   step a leader's message --promise--> not ticked, shown no vote, answers stamped --epoch ends, release-->
+//	           its turn --run out--> candidate
+//	leader     stamped answers --quorum--> lease: reads alone --vote, later term, transfer--> withdrawn, followers released
+//	both       idle, the promise binds or the lease holds and nobody lacks anything --> asleep --anything--> awake
+//
+// The rules are V1 to V13 (docs/decisions/0017-store-liveness-and-leases.md): promise.go has the follower's side, lease.go
+// the leader's, awake.go sleep, runout.go what concerns all groups of a store. Without Config.Liveness there is none of it.
+//
 // # Locks
 //
 // Order, outermost first: Store.mu, replica.in, worker.mu, life.mu, replica.wait, replica.handed, replica.state, then
-// those of the pools. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
+// those of the pools, the Monitor's. None is held while calling the engine for a commit, the Sender, a Waiter or a callback.
 package shard
