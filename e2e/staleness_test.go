@@ -92,8 +92,11 @@ func TestStaleReadsKeepTheirBoundWhileNodesArePaused(t *testing.T) {
 			}
 		})
 	}
+	seed := rand.Uint64()
+	t.Logf("faults with seed %d", seed)
+	faults := rand.New(rand.NewPCG(seed, seed))
 	for round := range scale(6, 12, 200) {
-		victim := rand.IntN(len(c.Nodes))
+		victim := faults.IntN(len(c.Nodes))
 		if round%6 == 5 {
 			c.Kill(victim)
 			c.Start(victim)
@@ -101,7 +104,7 @@ func TestStaleReadsKeepTheirBoundWhileNodesArePaused(t *testing.T) {
 			continue
 		}
 		c.Pause(victim)
-		time.Sleep(time.Duration(200+rand.IntN(2000)) * time.Millisecond)
+		time.Sleep(time.Duration(200+faults.IntN(2000)) * time.Millisecond) // how long the pause is, not a wait
 		c.Resume(victim)
 		time.Sleep(300 * time.Millisecond)
 	}
