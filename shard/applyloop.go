@@ -483,9 +483,9 @@ func (aw *applyWorker) publish(run *applyRun, took, now time.Duration) {
 // removal is a step of its own, which takes all of it away.
 func (aw *applyWorker) endApply(run *applyRun) {
 	r := run.r
+	r.dropHanded("the replica was removed from the shard") // before bytes may fall to 0, which would let the worker apply
 	r.handed.bytes.Add(-run.bytes)
 	aw.store.used.apply.Add(-run.bytes)
-	r.dropHanded("the replica was removed from the shard")
 	r.in.Lock()
 	r.in.confs = append(r.in.confs, *run.conf)
 	r.in.Unlock()
@@ -496,13 +496,13 @@ func (aw *applyWorker) endApply(run *applyRun) {
 func (aw *applyWorker) fail(run *applyRun, reason string) {
 	r := run.r
 	aw.store.fault(r, reason, nil)
+	r.dropHanded(reason) // before bytes may fall to 0, which would let the worker apply what follows
 	r.handed.bytes.Add(-run.bytes)
 	aw.store.used.apply.Add(-run.bytes)
 	for _, p := range run.waits {
 		r.answerOpen(p, answerText(wire.Ambiguous, reason))
 		p.free()
 	}
-	r.dropHanded(reason)
 	aw.store.pool.Enqueue(uint64(r.shard)) // the worker cleans up what is its own
 }
 

@@ -221,7 +221,9 @@ func (w *worker) releaseRemoved(r *replica, d *base.Descriptor) {
 	}
 	for _, p := range r.worker.peers {
 		if _, stays := d.Replica(p.replica); !stays && p.replica < d.NextReplicaID && p.store != w.store.cfg.Store {
-			w.store.live.Release([]base.StoreID{p.store}, liveness.Group{Shard: r.shard, Term: r.worker.leading.term})
+			w.store.live.Release([]base.StoreID{p.store}, liveness.Group{
+				Shard: r.shard, Term: r.worker.leading.term, Follower: p.replica,
+			})
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/raft/v3"
 	"go.etcd.io/etcd/raft/v3/raftpb"
 
 	"github.com/shardd/shardd/internal/base"
@@ -408,11 +409,58 @@ func TestV8ALeadershipThatEndsIsToldToTheFollowers(t *testing.T) {
 	lead.faults = nil
 }
 
+// A release that is late may find a later replica of the shard, which the leader may count: it keeps its promise.
+func TestV8AReleaseOfAnEarlierReplicaEndsNoPromise(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	two := c.nodes[2]
+	r, term := two.store.lookup(7), c.termOf(lead, 7)
+	two.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term, Follower: r.id + 1}})
+	two.passes()
+	if r.bound(two.Boot()) == nil || r.worker.runOutID != 0 {
+		t.Fatal("the promise has ended")
+	}
+	two.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term, Follower: r.id}})
+	two.passes()
+	if r.bound(two.Boot()) != nil {
+		t.Fatal("its own release did not end the promise")
+	}
+}
+
+// The stores of all others hear at once that the leader of before leads no more, maybe before they hear of the next one: the
+// target of a transfer must not meet candidates because of that.
+func TestV8WhoIsReleasedWaitsForWordOfTheNextLeaderFirst(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	three := c.nodes[3] // whose turn is the first
+	r, term := three.store.lookup(7), c.termOf(lead, 7)
+	if rank, ok := three.store.workerOf(7).rank(r, 1); !ok || rank != 0 {
+		t.Fatalf("turn %d (%t)", rank, ok)
+	}
+	three.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term}})
+	three.passes()
+	if st := r.worker.rn.BasicStatus(); st.RaftState != raft.StateFollower || r.worker.runOutID == 0 {
+		t.Fatalf("%s at once", st.RaftState)
+	}
+	three.filter(func(*wire.RaftMessage) bool { return false })
+	ticks := 0
+	for ; r.worker.rn.BasicStatus().RaftState == raft.StateFollower; ticks++ {
+		if ticks > 3*rankTicks {
+			t.Fatal("it never stands")
+		}
+		c.clock.now.Add(int64(three.store.cfg.Tick))
+		three.store.TickAll()
+		three.passes()
+	}
+	if ticks < rankTicks {
+		t.Errorf("it stands after %d ticks", ticks)
+	}
+}
+
 func TestV8AskedAStoreSaysWhatItDoesNotLead(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	term := c.termOf(lead, 7)
 	g := liveness.Group{Shard: 7, Term: term}
-	if got := c.nodes[2].store.Follows(1); len(got) != 1 || got[0] != g {
+	mine := liveness.Group{Shard: 7, Term: term, Follower: 2}
+	if got := c.nodes[2].store.Follows(1); len(got) != 1 || got[0] != mine {
 		t.Fatalf("store 2 follows %v on store 1", got)
 	}
 	if got := c.nodes[2].store.Follows(3); len(got) != 0 {
@@ -422,7 +470,7 @@ func TestV8AskedAStoreSaysWhatItDoesNotLead(t *testing.T) {
 		n    *testNode
 		g    liveness.Group
 		want bool
-	}{{lead, g, true}, {lead, liveness.Group{Shard: 7, Term: term - 1}, false}, {lead, liveness.Group{Shard: 9, Term: 1}, false},
+	}{{lead, g, true}, {lead, mine, true}, {lead, liveness.Group{Shard: 7, Term: term - 1}, false}, {lead, liveness.Group{Shard: 9, Term: 1}, false},
 		{c.nodes[2], g, false}} {
 		if got := tc.n.store.Leads(tc.g); got != tc.want {
 			t.Errorf("%s leads %v: %t", tc.n.id, tc.g, got)

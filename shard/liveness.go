@@ -100,7 +100,7 @@ func (s *Store) Follows(store base.StoreID) (out []liveness.Group) {
 	defer s.mu.RUnlock()
 	for id, r := range s.mu.replicas {
 		if p := r.promised.Load(); p != nil && p.store == store {
-			out = append(out, liveness.Group{Shard: id, Term: p.term})
+			out = append(out, liveness.Group{Shard: id, Term: p.term, Follower: r.id})
 		}
 	}
 	return out
@@ -154,7 +154,7 @@ func (w *worker) takeEvents(events []liveEvent) {
 		case groupsReleased:
 			for _, g := range e.groups {
 				if r := w.byShard[uint64(g.Shard)]; r != nil {
-					w.takeRelease(r, e.store, g.Term)
+					w.takeRelease(r, e.store, &g)
 				}
 			}
 			continue

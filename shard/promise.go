@@ -137,14 +137,15 @@ func (w *worker) runOut(r *replica) {
 	}
 }
 
-// mustKeepQuiet reports whether a promise of an earlier life may bind the replica still (V7). A group of one voter never
-// promised anything to anybody, unless its log may bring another configuration.
+// mustKeepQuiet reports whether a promise of an earlier life may bind the replica still (V7). The only replica that a group
+// ever had never promised anything to anybody, unless its log may bring another configuration. One that has become the
+// only voter may have: the leader that it promised something to may have left the group, and not know yet.
 func (w *worker) mustKeepQuiet(r *replica) bool {
 	if w.store.live == nil || w.now >= w.store.live.QuietUntil() {
 		return false
 	}
 	d := r.desc.Load()
-	return d == nil || !onlyVoter(d, r.id) || r.worker.nonvoter || r.mayChange()
+	return d == nil || d.NextReplicaID != 2 || !onlyVoter(d, r.id) || r.worker.nonvoter || r.mayChange()
 }
 
 // mayChange reports whether the log holds a conf change that is not applied. What an earlier life has left is looked at

@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/etcd/raft/v3/tracker"
 
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/shard/liveness"
 )
 
 // What concerns all groups of another store at once, and how they are woken (rules V1, V8, V12). Event: the Monitor says
@@ -56,9 +57,13 @@ func (r *replica) livesOn(store base.StoreID) bool {
 	return slices.ContainsFunc(r.worker.peers, func(p peer) bool { return p.store == store })
 }
 
-// takeRelease ends a promise to a store that does not lead in that term any more.
-func (w *worker) takeRelease(r *replica, from base.StoreID, term uint64) {
-	rw := &r.worker
+// takeRelease ends a promise to a store that does not lead in that term any more, or to which this replica owes nothing: an
+// earlier one here that was removed is not this one, which may be counted.
+func (w *worker) takeRelease(r *replica, from base.StoreID, g *liveness.Group) {
+	if g.Follower != 0 && g.Follower != r.id {
+		return
+	}
+	rw, term := &r.worker, g.Term
 	rw.released = releasedBy{from, term, w.now + w.store.live.Promise()}
 	p := r.promised.Load()
 	if rw.disposed || rw.rn == nil || p == nil || p.store != from || p.term > term {
@@ -70,7 +75,11 @@ func (w *worker) takeRelease(r *replica, from base.StoreID, term uint64) {
 	} else {
 		w.runOut(r)
 	}
-	w.queueRunOut(r, from)
+	// Whoever gives up has most often met a candidate or a leader of a later term, of which this replica has not heard yet: a
+	// transfer's target above all. It would only be disturbed.
+	if rw.runOutID == 0 {
+		w.queueAt(r, from, w.now+w.rankTime())
+	}
 }
 
 // queueRunOut has a follower stand for election in its turn, unless it is about to.

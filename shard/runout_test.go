@@ -259,6 +259,15 @@ func TestV7AGroupOfOneVoterNeedNotKeepQuiet(t *testing.T) {
 	if w.mustKeepQuiet(r) {
 		t.Fatal("it keeps quiet")
 	}
+	// Or others were members before: it may have promised something to one that leads still, as far as that one knows.
+	d := r.desc.Load()
+	shrunk := *d
+	shrunk.NextReplicaID++
+	r.desc.Store(&shrunk)
+	if !w.mustKeepQuiet(r) {
+		t.Fatal("it does not keep quiet though another replica was a member")
+	}
+	r.desc.Store(d)
 	r.worker.confEntry = r.applied.Load() + 1
 	last := r.lastIndex()
 	if w.mustKeepQuiet(r); r.worker.confEntry > last {

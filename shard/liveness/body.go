@@ -19,13 +19,13 @@ import (
 //	 72 u64 releases of the receiver taken | 80 u64 questions of the receiver taken
 //	 88 u64 number of the first release | 96 u64 number of the first question
 //	104 u32 releases | 108 u32 questions
-//	112 releases, then questions, each: 0 u64 shard | 8 u64 term
+//	112 releases, then questions, each: 0 u64 shard | 8 u64 term | 16 u64 replica of the follower, 0: whichever it has
 //
 // Numbers of bodies and items start at 1 and belong to one incarnation of their sender.
 const (
 	bodyVersion = 1
 	bodyFixed   = 112
-	groupSize   = 16
+	groupSize   = 24
 
 	// maxItems bounds each of the two lists of a body.
 	maxItems = 1024
@@ -42,10 +42,12 @@ const (
 // ErrBody marks bytes that are not a body of this protocol.
 var ErrBody = errors.New("malformed liveness body")
 
-// Group names the leadership of one shard at one term.
+// Group names the leadership of one shard at one term, towards one follower: a store may have a later replica of the shard
+// by the time that it hears of it. 0 means whichever it has.
 type Group struct {
-	Shard base.ShardID
-	Term  uint64
+	Shard    base.ShardID
+	Term     uint64
+	Follower base.ReplicaID
 }
 
 // body is a decoded body.
@@ -85,6 +87,7 @@ func appendGroups(b []byte, gs []Group) []byte {
 	for _, g := range gs {
 		b = binary.BigEndian.AppendUint64(b, uint64(g.Shard))
 		b = binary.BigEndian.AppendUint64(b, g.Term)
+		b = binary.BigEndian.AppendUint64(b, uint64(g.Follower))
 	}
 	return b
 }
@@ -131,9 +134,11 @@ func parseGroups(b []byte, n int) []Group {
 	if n == 0 {
 		return nil
 	}
+	u64 := binary.BigEndian.Uint64
 	gs := make([]Group, n)
 	for i := range gs {
-		gs[i] = Group{base.ShardID(binary.BigEndian.Uint64(b[i*groupSize:])), binary.BigEndian.Uint64(b[i*groupSize+8:])}
+		at := b[i*groupSize:]
+		gs[i] = Group{base.ShardID(u64(at)), u64(at[8:]), base.ReplicaID(u64(at[16:]))}
 	}
 	return gs
 }

@@ -19,7 +19,7 @@ func goldenBodies() map[string]body {
 			asks: true, margin: 50_000, from: 3, to: 7, seq: 12, heard: 11, promise: 800 * ms,
 			granted: 10, epoch: 3<<32 | 2, grantedFor: 700 * ms, releasesTaken: 5, questionsTaken: 6,
 			firstRelease: 8, firstQuestion: 9,
-			releases: []Group{{Shard: 12, Term: 4}, {Shard: 13, Term: 1<<40 + 1}}, queries: []Group{{Shard: 1, Term: 2}},
+			releases: []Group{{Shard: 12, Term: 4}, {Shard: 13, Term: 1<<40 + 1, Follower: 6}}, queries: []Group{{Shard: 1, Term: 2}},
 		},
 	}
 }
@@ -50,7 +50,7 @@ func drawBody(t *rapid.T) body {
 		m.grantedFor = dur(d.Draw(t, "granted for"))
 	}
 	groups := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Group {
-		return Group{base.ShardID(u64.Draw(t, "shard")), u64.Draw(t, "term")}
+		return Group{base.ShardID(u64.Draw(t, "shard")), u64.Draw(t, "term"), base.ReplicaID(u64.Draw(t, "follower"))}
 	}), 0, 5)
 	if m.releases = groups.Draw(t, "releases"); len(m.releases) == 0 {
 		m.releases = nil
