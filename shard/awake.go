@@ -68,7 +68,7 @@ func (w *worker) mayRest(r *replica) bool {
 	rw := &r.worker
 	st := rw.rn.BasicStatus()
 	switch {
-	case rw.runOutID != 0 || rw.stand != standNot || rw.ticks > 0,
+	case rw.runOut.queued || rw.stand != standNot || rw.ticks > 0,
 		len(rw.writes)+len(rw.unbound)+len(rw.pending)+len(rw.tracked)+len(rw.asked)+len(rw.calls) > 0,
 		r.in.readCount.Load() > 0 || len(rw.reads)+len(rw.indexes) > 0,
 		rw.transfer != nil || rw.change != nil || rw.withheld || len(rw.sending)+len(rw.reports) > 0,

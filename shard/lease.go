@@ -174,7 +174,8 @@ func (w *worker) publishLease(r *replica) {
 func (w *worker) beginLeading(r *replica, term uint64, ents []raftpb.Entry) {
 	r.promised.Store(nil) // it follows nobody
 	rw := &r.worker
-	rw.runOutID, rw.retries = 0, 0
+	w.endRunOut(r)
+	rw.retries = 0
 	rw.leading = leading{term: term, first: math.MaxUint64}
 	for i := range ents {
 		if ents[i].Term == term {

@@ -416,7 +416,7 @@ func TestV8AReleaseOfAnEarlierReplicaEndsNoPromise(t *testing.T) {
 	r, term := two.store.lookup(7), c.termOf(lead, 7)
 	two.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term, Follower: r.id + 1}})
 	two.passes()
-	if r.bound(two.Boot()) == nil || r.worker.runOutID != 0 {
+	if r.bound(two.Boot()) == nil || r.worker.runOut.queued {
 		t.Fatal("the promise has ended")
 	}
 	two.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term, Follower: r.id}})
@@ -437,7 +437,7 @@ func TestV8WhoIsReleasedWaitsForWordOfTheNextLeaderFirst(t *testing.T) {
 	}
 	three.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term}})
 	three.passes()
-	if st := r.worker.rn.BasicStatus(); st.RaftState != raft.StateFollower || r.worker.runOutID == 0 {
+	if st := r.worker.rn.BasicStatus(); st.RaftState != raft.StateFollower || !r.worker.runOut.queued {
 		t.Fatalf("%s at once", st.RaftState)
 	}
 	three.filter(func(*wire.RaftMessage) bool { return false })

@@ -73,6 +73,8 @@ func (w *worker) stepped(r *replica, m *inMessage) {
 		w.follow(r, m)
 	case t == raftpb.MsgAppResp || t == raftpb.MsgHeartbeatResp:
 		w.takeStamp(r, m)
+	case t == raftpb.MsgPreVoteResp && m.msg.Reject:
+		w.refused(r, m)
 	}
 }
 
@@ -87,7 +89,7 @@ func (w *worker) follow(r *replica, m *inMessage) {
 		return // raft has not followed it
 	}
 	rw := &r.worker
-	rw.runOutID = 0 // there is a leader
+	w.endRunOut(r) // there is a leader
 	next := promise{store: m.store, replica: base.ReplicaID(m.msg.From), term: st.Term}
 	if !rw.released.covers(m.store, st.Term, w.now) { // else it was under way when its leader gave up
 		next.epoch = w.store.live.Epoch(m.store, w.now)
@@ -186,7 +188,7 @@ func (w *worker) tickRaft(r *replica, ticks int) {
 		r.silent.Store(0) // the leader's store is there
 		w.remind(r, ticks)
 		return
-	case w.mustKeepQuiet(r), rw.runOutID != 0 && state == raft.StateFollower:
+	case w.mustKeepQuiet(r), w.awaitsTurn(r) && state == raft.StateFollower:
 		tick = rn.TickQuiesced // it does not fire, but stops refusing others
 	case w.restrained(r) && state == raft.StateFollower:
 		// A follower's clock runs on, so that it votes for others when its leader is gone, but it does not fire for a while.
@@ -199,6 +201,14 @@ func (w *worker) tickRaft(r *replica, ticks int) {
 		tick()
 	}
 	w.retryCampaign(r, ticks)
+}
+
+// awaitsTurn reports whether the replica will stand for election in its turn, and so not by raft's clock.
+func (w *worker) awaitsTurn(r *replica) bool {
+	if r.worker.runOut.queued && !w.mayRunOut(r) {
+		w.endRunOut(r)
+	}
+	return r.worker.runOut.queued
 }
 
 // restrained reports whether the replica leaves an election to others, as one on a drained store does for a while.

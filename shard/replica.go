@@ -77,11 +77,12 @@ type replicaWorker struct {
 	committedTerm uint64 // highest term of a committed entry seen; reads need it to be term
 	lastStamp     uint64 // highest version stamp proposed
 
-	awake    bool   // ticks are given to it
-	listed   bool   // in worker.awake
-	waking   bool   // in worker.wakes
-	idle     int    // ticks since something happened
-	logSeen  uint64 // bytes of it in worker.logTotal
+	awake    bool         // ticks are given to it
+	listed   bool         // in worker.awake
+	waking   bool         // in worker.wakes
+	wakeFor  base.StoreID // because of a follower there, 0: in any case
+	idle     int          // ticks since something happened
+	logSeen  uint64       // bytes of it in worker.logTotal
 	retired  bool
 	starting bool   // loaded at the start of the store: it sleeps until it hears something
 	ticks    int    // pending
@@ -108,15 +109,16 @@ type replicaWorker struct {
 	asked       []transferRequest // taken from the inbox, not started
 	calls       []func(*replica)  // taken from the inbox, not run
 
-	conf     raftpb.ConfState // that raft goes by
-	leading  leading          // of the leadership at hand
-	released releasedBy       // who has given up leading it last
-	runOutID uint64           // of its entry in worker.runOuts that counts; 0: none
-	stand    standing
-	retries  int // of a campaign that nobody has answered
-	retryIn  int // ticks
-	yielding int // ticks for which another candidate goes first
-	reminded int // ticks until a leader of an earlier term is told again
+	conf      raftpb.ConfState // that raft goes by
+	leading   leading          // of the leadership at hand
+	released  releasedBy       // who has given up leading it last
+	runOut    runOut           // that it waits for
+	inRunOuts bool             // in worker.runOuts
+	stand     standing
+	retries   int // of a campaign that nobody has answered
+	retryIn   int // ticks
+	yielding  int // ticks for which another candidate goes first
+	reminded  int // ticks until a leader of an earlier term is told again
 
 	freezing   bool           // a Freeze is proposed: writes wait for what becomes of it
 	thaw       *thawing       // what this leader does about the freeze

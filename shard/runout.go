@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -35,21 +37,19 @@ const (
 	// long as two stores' support of a third may end apart.
 	campaignTries = 5
 	campaignTicks = 2
+
+	never time.Duration = math.MaxInt64
 )
 
-// pendingRunOut is a follower that is to stand for election.
-type pendingRunOut struct {
-	r     *replica
-	id    uint64        // replicaWorker.runOutID: another one means that there is no reason any more
-	term  uint64        // raft's, when it was queued
-	lost  base.StoreID  // that led it, or 0
-	since time.Duration // its first turn
-}
-
-// pendingWake is a sleeping replica that is to wake up.
-type pendingWake struct {
-	r     *replica
-	store base.StoreID // because of a follower on it, 0: in any case
+// runOut is what a follower waits for that is to stand for election; the zero value: for nothing. It changes in its place,
+// so that the queue has one entry of a replica at most.
+type runOut struct {
+	queued bool
+	term   uint64           // raft's, when it was queued
+	lost   base.StoreID     // that led it, or 0
+	since  time.Duration    // its first turn
+	let    []base.ReplicaID // the candidates of asked that it has let go first
+	asked  uint64           // the term that they asked for
 }
 
 // livesOn reports whether a store has a replica of the group.
@@ -77,7 +77,7 @@ func (w *worker) takeRelease(r *replica, from base.StoreID, g *liveness.Group) {
 	}
 	// Whoever gives up has most often met a candidate or a leader of a later term, of which this replica has not heard yet: a
 	// transfer's target above all. It would only be disturbed.
-	if rw.runOutID == 0 {
+	if !rw.runOut.queued {
 		w.queueAt(r, from, w.now+w.rankTime())
 	}
 }
@@ -85,89 +85,124 @@ func (w *worker) takeRelease(r *replica, from base.StoreID, g *liveness.Group) {
 // queueRunOut has a follower stand for election in its turn, unless it is about to.
 func (w *worker) queueRunOut(r *replica, lost base.StoreID) {
 	rw := &r.worker
-	if rw.runOutID != 0 || rw.disposed || rw.rn == nil {
+	if rw.runOut.queued || rw.disposed || rw.rn == nil {
 		return
 	}
 	w.queueAt(r, lost, w.now)
 }
 
 func (w *worker) queueAt(r *replica, lost base.StoreID, since time.Duration) {
-	w.runOutIDs++
-	r.worker.runOutID = w.runOutIDs
-	w.runOuts = append(w.runOuts, pendingRunOut{
-		r: r, id: w.runOutIDs, term: r.worker.term, lost: lost, since: since,
-	})
-	w.runOutsPeak = max(w.runOutsPeak, len(w.runOuts))
-}
-
-// queueWake has a replica that sleeps wake up, if there still is reason when it is its turn.
-func (w *worker) queueWake(r *replica, store base.StoreID) {
-	if rw := &r.worker; !rw.awake && !rw.waking {
-		rw.waking = true
-		w.wakes = append(w.wakes, pendingWake{r, store})
+	rw := &r.worker
+	w.endRunOut(r)
+	rw.runOut = runOut{queued: true, term: rw.term, lost: lost, since: since}
+	w.runOutDue = min(w.runOutDue, since)
+	w.runOutsOpen++
+	w.runOutsPeak = max(w.runOutsPeak, w.runOutsOpen)
+	if !rw.inRunOuts {
+		rw.inRunOuts = true
+		w.runOuts = append(w.runOuts, r)
 	}
 }
 
-// fire wakes those whose turn it is, as far as the tick's batch goes.
-func (w *worker) fire() {
-	if len(w.runOuts)+len(w.wakes) == 0 {
+// endRunOut makes a replica wait for no turn any more; the queue finds that out when it is looked through.
+func (w *worker) endRunOut(r *replica) {
+	if !r.worker.runOut.queued {
 		return
 	}
-	keep := w.runOuts[:0]
-	for _, p := range w.runOuts {
-		if w.fired < w.fireBatch {
-			if done, cost := w.fireRunOut(&p); done {
-				w.fired += cost
-				continue
-			}
-		}
-		keep = append(keep, p)
-	}
-	clear(w.runOuts[len(keep):])
-	if w.runOuts = keep; len(keep) == 0 {
+	r.worker.runOut = runOut{}
+	if w.runOutsOpen--; w.runOutsOpen == 0 {
 		w.runOutsPeak = 0
 	}
+}
+
+// queueWake has a replica that sleeps wake up, if there still is reason when it is its turn: because of a follower on a
+// store, or in any case, which is 0.
+func (w *worker) queueWake(r *replica, store base.StoreID) {
+	rw := &r.worker
+	switch {
+	case rw.awake:
+	case !rw.waking:
+		rw.waking, rw.wakeFor = true, store
+		w.wakes = append(w.wakes, r)
+	case rw.wakeFor != store:
+		rw.wakeFor = 0 // of several reasons each is enough
+	}
+}
+
+// fire wakes those whose turn it is, as far as the tick's batch goes. It looks through them only if it may be somebody's.
+func (w *worker) fire() {
+	if len(w.runOuts) > 0 && w.runOutDue <= w.now && w.fired < w.fireBatch {
+		w.fireRunOuts()
+	}
+	if len(w.wakes) == 0 {
+		return
+	}
 	waiting := w.wakes[:0]
-	for _, p := range w.wakes {
+	for _, r := range w.wakes {
 		if w.fired >= w.fireBatch {
-			waiting = append(waiting, p)
+			waiting = append(waiting, r)
 			continue
 		}
-		p.r.worker.waking = false
-		if w.mustWake(&p) {
+		r.worker.waking = false
+		if w.mustWake(r, r.worker.wakeFor) {
 			w.fired++
-			w.wake(p.r)
-			if p.r.worker.leads { // a heartbeat at once
-				p.r.worker.ticks = max(p.r.worker.ticks, w.store.cfg.HeartbeatTick)
+			w.wake(r)
+			if r.worker.leads { // a heartbeat at once
+				r.worker.ticks = max(r.worker.ticks, w.store.cfg.HeartbeatTick)
 			}
-			w.activate(p.r)
+			w.activate(r)
 		}
 	}
 	clear(w.wakes[len(waiting):])
 	w.wakes = waiting
 }
 
-// fireRunOut looks at one follower: done if it has had its turn, or there is no reason for one any more.
-func (w *worker) fireRunOut(p *pendingRunOut) (done bool, cost int) {
-	r := p.r
+// fireRunOuts is fire for those that stand for election.
+func (w *worker) fireRunOuts() {
+	keep := w.runOuts[:0]
+	due := never
+	for _, r := range w.runOuts {
+		if w.fired >= w.fireBatch {
+			keep = append(keep, r)
+			due = w.now // at the next tick
+			continue
+		}
+		at, waits, cost := w.fireRunOut(r)
+		w.fired += cost
+		if waits {
+			keep = append(keep, r)
+			due = min(due, at)
+		} else {
+			r.worker.inRunOuts = false
+		}
+	}
+	clear(w.runOuts[len(keep):])
+	w.runOuts, w.runOutDue = keep, due
+}
+
+// fireRunOut looks at one follower. It waits, until the time at, unless it has had its turn, or there is no reason for one
+// any more.
+func (w *worker) fireRunOut(r *replica) (at time.Duration, waits bool, cost int) {
 	rw := &r.worker
-	// Again: support, term and leader may have changed since (V13).
-	if rw.disposed || rw.rn == nil || rw.runOutID != p.id {
-		return true, 0
+	if rw.disposed || rw.rn == nil || !rw.runOut.queued {
+		w.endRunOut(r)
+		return 0, false, 0
 	}
-	if rw.leads || rw.term != p.term || r.bound(w.now) != nil {
-		rw.runOutID = 0
+	if !w.mayRunOut(r) {
+		w.endRunOut(r)
 		w.wake(r) // whatever it is about, it goes on by its own clock
-		return true, 0
+		return 0, false, 0
 	}
-	if w.now < p.since {
-		return false, 0
+	if at = rw.runOut.since; w.now < at {
+		return at, true, 0
 	}
-	rank, ok := w.rank(r, p.lost)
-	if ok && w.now < p.since+time.Duration(rank)*w.rankTime() {
-		return false, 0
+	rank, ok := w.rank(r, rw.runOut.lost)
+	if ok {
+		if at += time.Duration(rank) * w.rankTime(); w.now < at {
+			return at, true, 0
+		}
 	}
-	rw.runOutID = 0
+	w.endRunOut(r)
 	rw.stand = standUp
 	if !ok || w.restrained(r) {
 		rw.stand = standBack
@@ -176,7 +211,14 @@ func (w *worker) fireRunOut(p *pendingRunOut) (done bool, cost int) {
 	w.store.metrics.runOuts.Inc()
 	w.wake(r)
 	w.activate(r)
-	return true, 1
+	return 0, false, 1
+}
+
+// mayRunOut reports whether there still is reason for a replica to wait for its turn: support, term and leader may have
+// changed since it was queued (V13).
+func (w *worker) mayRunOut(r *replica) bool {
+	rw := &r.worker
+	return !rw.leads && rw.term == rw.runOut.term && r.bound(w.now) == nil
 }
 
 // rankTime lies between the turns of two followers of one leader.
@@ -208,26 +250,25 @@ func (w *worker) rank(r *replica, lost base.StoreID) (rank int, ok bool) {
 	return (self + int(uint64(r.shard)%uint64(n))) % n, true
 }
 
-// mustWake reports whether there is reason to wake a replica.
-func (w *worker) mustWake(p *pendingWake) bool {
-	r := p.r
+// mustWake reports whether there is reason to wake a replica, because of a follower on a store or in any case.
+func (w *worker) mustWake(r *replica, store base.StoreID) bool {
 	rw := &r.worker
 	switch {
 	case rw.disposed || rw.rn == nil || rw.awake:
 		return false
-	case p.store == 0:
+	case store == 0:
 		return true
 	case !rw.leads:
 		return false
 	}
-	held := w.store.live.Held(p.store)
+	held := w.store.live.Held(store)
 	if held == nil || held.Until <= w.now {
 		return r.leaseAt(w.now) == nil // one that is gone does not matter while a quorum is there
 	}
 	lacks := false
 	last, commit := r.lastIndex(), r.commit.Load()
 	rw.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if rid := base.ReplicaID(id); rid != r.id && r.storeOf(rid) == p.store {
+		if rid := base.ReplicaID(id); rid != r.id && r.storeOf(rid) == store {
 			s := rw.leading.stampOf(rid)
 			lacks = lacks || s.epoch != held.Epoch || s.commit != commit || pr.Match != last
 		}
@@ -306,30 +347,65 @@ func (w *worker) retryCampaign(r *replica, ticks int) {
 	_ = rw.rn.Campaign()
 }
 
+// refused notes that another voter's log is ahead of a candidate's: where that does not end its pre-candidacy, since others
+// have not answered, it asks no more. The other will stand in its turn.
+func (w *worker) refused(r *replica, m *inMessage) {
+	rw := &r.worker
+	if rw.retries > 0 && votes(&rw.conf, m.msg.From) && rw.rn.BasicStatus().RaftState == raft.StatePreCandidate {
+		rw.retries = 0
+	}
+}
+
 // letsPass looks at a vote that no promise forbids, at a replica that may be about to campaign itself. It is dropped if this
 // one goes first.
 func (w *worker) letsPass(r *replica, m *inMessage) bool {
 	rw := &r.worker
-	if r.promised.Load() != nil {
+	if p := r.promised.Load(); p != nil {
 		w.runOut(r)
+		w.queueRunOut(r, p.store) // the word of the lapse, which is under way, will find nothing to end
 	}
-	if rw.runOutID != 0 && rw.term < m.msg.Term {
-		// Somebody was quicker; the own turn comes if that leads to nothing.
-		w.queueAt(r, 0, w.now+w.rankTime())
-	}
-	if m.msg.Type != raftpb.MsgPreVote || rw.retries == 0 || rw.rn.BasicStatus().RaftState != raft.StatePreCandidate {
+	waits := rw.runOut.queued && rw.term < m.msg.Term
+	asks := m.msg.Type == raftpb.MsgPreVote && rw.retries > 0 && rw.rn.BasicStatus().RaftState == raft.StatePreCandidate
+	if !waits && !asks {
 		return true
 	}
-	_, last := rw.log.Bounds()
-	term, err := rw.log.Term(last)
+	ahead, ok := r.compareLog(&m.msg)
 	switch {
-	case err != nil || m.msg.LogTerm < term || m.msg.LogTerm == term && m.msg.Index < last:
+	case !ok || ahead < 0:
 		return true // raft tells it that it cannot win
-	case m.msg.LogTerm == term && m.msg.Index == last && !r.prefers(base.ReplicaID(m.msg.From)):
+	case waits:
+		w.letGoFirst(r, m)
+	}
+	if !asks {
+		return true
+	}
+	if ahead == 0 && !r.prefers(base.ReplicaID(m.msg.From)) {
 		return false
 	}
 	rw.yielding = rankTicks // as long as it would take to go after the other
 	return true
+}
+
+// letGoFirst puts a replica's turn off: somebody who can win was quicker, and it comes if that leads to nothing. It waits
+// once for each candidate and term, however often that one asks.
+func (w *worker) letGoFirst(r *replica, m *inMessage) {
+	o := &r.worker.runOut
+	if o.asked < m.msg.Term {
+		o.asked, o.let = m.msg.Term, nil
+	}
+	from := base.ReplicaID(m.msg.From)
+	if o.asked > m.msg.Term || slices.Contains(o.let, from) {
+		return
+	}
+	o.let = append(o.let, from)
+	o.lost, o.since = 0, w.now+w.rankTime() // later than it was, so that runOutDue is early at worst
+}
+
+// compareLog says whether a candidate's log is ahead of the replica's own (1), equal (0) or behind it (-1).
+func (r *replica) compareLog(m *raftpb.Message) (ahead int, ok bool) {
+	_, last := r.worker.log.Bounds()
+	term, err := r.worker.log.Term(last)
+	return cmp.Or(cmp.Compare(m.LogTerm, term), cmp.Compare(m.Index, last)), err == nil
 }
 
 // prefers reports whether another voter goes before this one, of two that campaign at the same moment. All replicas

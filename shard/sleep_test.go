@@ -295,3 +295,30 @@ func TestPausedAndStalledLeadersDoNotSleepOnTheirLeaderships(t *testing.T) {
 	c.until("it is handed over", func() bool { n := c.leader(7); return n != nil && n != lead })
 	c.mustReadNow(c.leased(7), 7, "a", "1")
 }
+
+// Two stores come back in one batch of events: the one that lags must not stay so because the other one does not.
+func TestV9EachReasonToWakeALeaderCounts(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	c.untilAsleep(7)
+	r := lead.store.lookup(7)
+	for _, stores := range [][]base.StoreID{{2, 3}, {3, 2}, {2, 0}} {
+		stamps := r.worker.leading.stamps
+		for i := range stamps {
+			if stamps[i].replica == 3 {
+				stamps[i].commit-- // as if it did not know the last commit index
+			}
+		}
+		for _, store := range stores {
+			if store == 0 {
+				lead.store.rouse()
+			} else {
+				lead.store.OnSupport(store, 0, false)
+			}
+		}
+		lead.passes()
+		if r.asleep.Load() {
+			t.Fatalf("events of %v leave it asleep", stores)
+		}
+		c.untilAsleep(7)
+	}
+}

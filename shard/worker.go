@@ -49,10 +49,11 @@ type worker struct {
 	logLevel    uint64
 	logTotal    uint64 // bytes of the logs of replicas
 	// runOuts and wakes are the replicas that wait for their turn to be woken; fired is how many were, since the last tick.
-	runOuts     []pendingRunOut
-	runOutIDs   uint64
-	runOutsPeak int // how long runOuts was since it was empty
-	wakes       []pendingWake
+	runOuts     []*replica    // some may wait no more
+	runOutDue   time.Duration // when the next turn may come
+	runOutsOpen int           // how many do
+	runOutsPeak int           // how many did, since none has
+	wakes       []*replica
 	fired       int
 	fireBatch   int // the constant
 
@@ -77,7 +78,7 @@ type pass struct {
 func newWorker(s *Store, i int) *worker {
 	return &worker{
 		store: s, index: i, control: controlKey(i, s.cfg.Workers), byShard: make(map[uint64]*replica),
-		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s), fireBatch: fireBatch,
+		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s), fireBatch: fireBatch, runOutDue: never,
 	}
 }
 
