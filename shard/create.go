@@ -165,7 +165,7 @@ func (s *Store) publishCreated(c *creation, st engine.ReplicaState) {
 		return
 	}
 	r.in.campaign = c.campaign
-	r.inherit(c.over)
+	r.worker.over = c.over
 	var inbox []wire.RaftMessage
 	s.mu.Lock()
 	stopped := s.mu.stopped

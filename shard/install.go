@@ -348,7 +348,7 @@ func (s *Store) publishInstalled(in *install, state engine.ReplicaState) error {
 		return err
 	}
 	r.learnPeer(m.From, m.FromStore)
-	r.inherit(in.own)
+	r.worker.over = in.own
 	r.pushFirst(m)
 	s.publish(r, in.own, "a snapshot was installed")
 	s.tellWatchers(r.shard) // it may bring a freeze

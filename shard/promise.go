@@ -119,11 +119,13 @@ func (w *worker) stamp(r *replica, m *raftpb.Message, to base.StoreID) (s wire.S
 	return wire.Stamp{Epoch: p.epoch, Commit: st.Commit}
 }
 
-// inherit makes a replica object keep the promises of the one whose place it takes, which stands still.
-func (r *replica) inherit(old *replica) {
-	if old != nil {
+// inherit makes a replica object keep the promises of the one whose place it takes. Its worker calls it between the end of
+// that one and this one's first step, so that no release of a leader falls between the two.
+func (r *replica) inherit() {
+	if old := r.worker.over; old != nil {
 		r.promised.Store(old.promised.Load())
 		r.worker.released = old.worker.released
+		r.worker.over = nil
 	}
 }
 

@@ -311,7 +311,7 @@ func (s *Store) reopen(in *renewal, campaign bool) {
 		return
 	}
 	if next.in.campaign = campaign; !campaign {
-		next.inherit(r)
+		next.worker.over = r
 	}
 	s.publish(next, r, "the shard is being recovered")
 	s.finish(in.op, nil)

@@ -84,9 +84,10 @@ type replicaWorker struct {
 	idle     int          // ticks since something happened
 	logSeen  uint64       // bytes of it in worker.logTotal
 	retired  bool
-	starting bool   // loaded at the start of the store: it sleeps until it hears something
-	ticks    int    // pending
-	visited  uint64 // number of the pass that last picked the replica up
+	over     *replica // whose promises it has to take over at its worker, nil: nobody's
+	starting bool     // loaded at the start of the store: it sleeps until it hears something
+	ticks    int      // pending
+	visited  uint64   // number of the pass that last picked the replica up
 	parked   bool
 	inflight bool // a Ready waits for its sync, or for its conf change
 	synced   bool // of the Ready in flight

@@ -337,20 +337,65 @@ func TestAStoreWithoutLeasesWorksWithOthersThatHaveThem(t *testing.T) {
 	}
 }
 
-func TestASnapshotKeepsThePromiseOfTheReplicaItReplaces(t *testing.T) {
-	c, lead := liveShard(t, small)
+// replacedOn3 is a cluster in which a snapshot has just put a replica of shard 7 in the place of another one, on store 3, at
+// which the worker has not looked yet.
+func replacedOn3(t *testing.T) (c *cluster, lead *testNode, old, next *replica) {
+	t.Helper()
+	c, lead = liveShard(t, small)
 	three := c.nodes[3]
 	lead.filter(func(m *wire.RaftMessage) bool { return m.ToStore != 3 || m.Msg.Type != raftpb.MsgApp })
-	old := three.store.lookup(7)
+	old = three.store.lookup(7)
 	c.outgrow(7, "k", three)
 	lead.filter(nil)
-	c.until("a snapshot is installed", func() bool { return three.store.lookup(7) != old })
-	now, had := three.store.lookup(7).promised.Load(), old.promised.Load()
-	if had == nil || now == nil || now.term < had.term {
-		t.Fatalf("promised %+v, before %+v", now, had)
+	three.hold = true
+	c.until("a snapshot is installed", func() bool {
+		for three.store.lookup(7) == old && three.store.pollLife() {
+		}
+		return three.store.lookup(7) != old
+	})
+	three.hold = false
+	if next = three.store.lookup(7); next.worker.over != old || next.promised.Load() != nil {
+		t.Fatal("the promise has gone over before the worker has looked")
 	}
-	if !three.live.Supports(now.store, now.epoch, three.Boot()) {
-		t.Fatal("the promise does not bind")
+	if old.bound(three.Boot()) == nil {
+		t.Fatal("the old replica has promised nothing")
+	}
+	lead.filter(func(m *wire.RaftMessage) bool { return m.ToStore != 3 })
+	return c, lead, old, next
+}
+
+func TestASnapshotKeepsThePromiseOfTheReplicaItReplaces(t *testing.T) {
+	c, _, old, next := replacedOn3(t)
+	three := c.nodes[3]
+	next.in.Lock()
+	next.in.msgs = nil // of the leader: they would make it promise anew
+	next.in.Unlock()
+	three.passes()
+	if p := next.bound(three.Boot()); p == nil || p != old.promised.Load() {
+		t.Fatalf("promised %+v, before %+v", p, old.promised.Load())
+	}
+	granted := 0
+	three.tap(func(_ base.StoreID, msgs []wire.RaftMessage) {
+		for i := range msgs {
+			if m := &msgs[i].Msg; m.Type == raftpb.MsgPreVoteResp && !m.Reject {
+				granted++
+			}
+		}
+	})
+	three.asks(2, 1000, 1000)
+	if granted > 0 {
+		t.Fatal("it votes against the leader that the old one follows")
+	}
+}
+
+// A leader gives up in the moment in which the object changes: its word meets the old one.
+func TestAReleaseOfTheReplicaThatASnapshotReplacesHoldsForTheNextOne(t *testing.T) {
+	c, lead, old, next := replacedOn3(t)
+	three := c.nodes[3]
+	three.store.workerOf(7).takeRelease(old, lead.id, &liveness.Group{Shard: 7, Term: c.termOf(lead, 7)})
+	three.passes()
+	if p := next.bound(three.Boot()); p != nil {
+		t.Fatalf("bound by %+v", p)
 	}
 }
 

@@ -369,7 +369,7 @@ func (s *Store) publishSplit(left *replica, made []half, leads bool, ownLocked f
 			continue
 		}
 		r.in.campaign = leads
-		r.inherit(made[i].over)
+		r.worker.over = made[i].over
 		r.inheritLoad(left, made[i].share)
 		born, overs = append(born, r), append(overs, made[i].over)
 	}

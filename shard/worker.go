@@ -154,6 +154,7 @@ func (w *worker) collect() {
 	}
 	clear(w.released)
 	for _, r := range w.created {
+		r.inherit()
 		at, _ := slices.BinarySearchFunc(w.replicas, r.shard, func(r *replica, id base.ShardID) int {
 			return cmp.Compare(r.shard, id)
 		})
