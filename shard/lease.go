@@ -92,7 +92,7 @@ type leading struct {
 	first  uint64 // index of the first entry of the term; not 0 while this replica leads
 	stamps []followerStamp
 	gaveUp bool // no lease for the rest of the term (V4)
-	since  int  // ticks since the transfer has come to nothing for which it gave up
+	since  int  // ticks since then
 	again  bool // another transfer was tried since
 }
 
@@ -243,13 +243,13 @@ func (w *worker) isActive(r *replica, id uint64, pr *tracker.Progress) bool {
 }
 
 // tickLeaseless ends the leadership of one that has given its lease up for a transfer that came to nothing: its followers
-// keep their promises, for nothing, and its reads cost a round of messages each. It tries one more transfer first; with
-// the second election timeout over it gives up by itself (V4, V8).
+// keep their promises, for nothing, and its reads cost a round of messages each. It tries one more transfer first, when
+// raft has called off the first one; two election timeouts after it gave the lease up it gives up by itself (V4, V8).
 func (w *worker) tickLeaseless(r *replica, ticks int) {
 	rw := &r.worker
 	ld := &rw.leading
 	st := rw.rn.BasicStatus()
-	if w.store.live == nil || !ld.gaveUp || st.RaftState != raft.StateLeader || st.LeadTransferee != 0 && !ld.again {
+	if w.store.live == nil || !ld.gaveUp || st.RaftState != raft.StateLeader {
 		return
 	}
 	election := w.store.cfg.ElectionTick
@@ -260,7 +260,7 @@ func (w *worker) tickLeaseless(r *replica, ticks int) {
 			w.endTransfer(r, reasonLate)
 		}
 		w.abdicate(r, &st)
-	case !ld.again && ld.since >= election/2:
+	case !ld.again && ld.since >= election/2 && st.LeadTransferee == 0:
 		ld.again = true
 		failed := base.StoreID(0)
 		if rw.transfer != nil {

@@ -286,12 +286,15 @@ func TestV4ATransferEndsTheLeaseOfTheTermAndALeadershipThatComesToNothing(t *tes
 		if _, ok := c.readNow(lead, 7, "a"); ok {
 			t.Fatal("it reads by a lease that it has given up")
 		}
-		if ticks > 30 { // raft's own time-out, and two election timeouts
+		if ticks > 2*lead.store.cfg.ElectionTick {
 			t.Fatal("the leadership without a lease stays")
 		}
 		c.tick()
 	}
 	<-ch
+	if orders < 2 {
+		t.Error("it does not try to hand over again")
+	}
 	c.mustReadNow(c.leased(7), 7, "a", "1")
 	t.Logf("a new term after %d ticks", ticks)
 }
@@ -302,6 +305,12 @@ func TestV4ALeaderThatCannotHandOverGivesUpAndFreesItsFollowers(t *testing.T) {
 	lead.filter(func(m *wire.RaftMessage) bool { return m.Msg.Type != raftpb.MsgTimeoutNow })
 	_ = c.transfer(lead, 7, 2)
 	ticks := 0
+	for c.settle(); lead.store.lookup(7).worker.leads; ticks++ {
+		if ticks > 2*lead.store.cfg.ElectionTick {
+			t.Fatal("it leads without a lease for more than two election timeouts")
+		}
+		c.tick()
+	}
 	for ; c.leader(7) == nil || c.termOf(c.leader(7), 7) == term; ticks++ {
 		if ticks > 45 { // without V8 the followers keep their promises for a check's time
 			t.Fatal("no other leader")
