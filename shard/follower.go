@@ -286,6 +286,9 @@ func (r *replica) answerIndexes(index uint64, reqs []ReadRequest) []ReadRequest 
 		}
 	}
 	clear(reqs[len(rest):])
+	if r.noticing.Load() { // somebody waits for them there
+		r.store.call(r, func(r *replica) { r.store.workerOf(r.shard).sendNotices(r) })
+	}
 	r.completeReads(done, wire.Answer{Code: wire.OK, Arg: index})
 	return rest
 }

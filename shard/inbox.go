@@ -194,6 +194,9 @@ func (w *worker) send(r *replica, m *raftpb.Message) {
 	if !allowed(m.Type) {
 		return
 	}
+	if len(r.worker.notices) > 0 && m.Type == raftpb.MsgApp {
+		r.dropNotice(m)
+	}
 	to := base.ReplicaID(m.To)
 	store := r.storeOf(to)
 	if store == 0 || store == w.store.cfg.Store {

@@ -346,6 +346,7 @@ func (w *worker) retire(l *leaving) {
 	if r.worker.rn != nil {
 		r.worker.log.Close() // its share of the entry cache
 		r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, raft.Ready{}, nil, nil
+		r.worker.notices = nil
 	}
 	r.in.Lock()
 	r.in.gone = true

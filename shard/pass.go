@@ -176,6 +176,8 @@ func (w *worker) ready(r *replica) {
 	if !termOrVote && len(rd.Entries) == 0 {
 		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found
 		// again by the leader of the next term, and boot raises it to the applied index (R3). See keepsCommit.
+		rd.Messages = w.holdNotices(r, rd.Messages, rd.CommittedEntries)
+		r.worker.ready.Messages = rd.Messages
 		w.sendAll(r, rd.Messages)
 		r.worker.synced = true
 		w.finish(r)

@@ -40,6 +40,7 @@ type replica struct {
 	promised atomic.Pointer[promise]       // what it owes a leader, nil: nothing; written by its worker
 	lease    atomic.Pointer[lease]         // what it may count on as a leader, nil: nothing
 	asleep   atomic.Bool                   // it is not ticked
+	noticing atomic.Bool                   // worker.notices is not empty
 	silent   atomic.Int64                  // ticks since the last word from a leader, or since this one led
 	parking  atomic.Bool                   // in.park is set
 	leaving  atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
@@ -94,8 +95,12 @@ type replicaWorker struct {
 	confs    int  // conf changes of the Ready in flight that apply has not decided
 	ready    raft.Ready
 	held     []raftpb.Message // of the Ready in flight: leave after the sync
+	notices  []raftpb.Message // of commits, that wait for an append to say the same
 	withheld bool             // committed entries wait until apply has room
 	run      *applyRun        // of this pass: its worker applies it at the end
+
+	noticeDue    time.Duration // of notices
+	noticeQueued bool          // in worker.noticed
 
 	writes      []WriteRequest // not proposed
 	blocked     bool           // writes wait for uncommitted entries to commit

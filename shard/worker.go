@@ -57,6 +57,11 @@ type worker struct {
 	fired       int
 	fireBatch   int // the constant
 
+	// noticed are the groups with commit notices, by when they are due; noticeWake is what the timer is set to.
+	noticed     []heldNotices
+	noticeTimer *time.Timer
+	noticeWake  time.Duration
+
 	msgs     []inMessage // scratch of step
 	free     []*pass
 	synced   []*pass    // scratch of collect
@@ -99,6 +104,7 @@ func (w *worker) process(keys []uint64) {
 	}
 	if !w.mayStart(len(w.active)) {
 		w.park()
+		w.sendDueNotices()
 		w.out.flush(s.cfg.Sender) // what finished syncs released
 		w.applyNow()
 		w.runStopped()
@@ -120,6 +126,7 @@ func (w *worker) process(keys []uint64) {
 	s.metrics.passes.Inc()
 	s.metrics.passGroups.Observe(float64(len(w.active)))
 	w.commitTruncations()
+	w.sendDueNotices()
 	// Before the commit: the appends of R1 travel while the disk works. The one flush also carries what did not need a
 	// sync and what earlier syncs released, so that a peer gets one frame per pass.
 	w.out.flush(s.cfg.Sender)

@@ -133,6 +133,7 @@ func (sc *script) nodes(d *datadriven.TestData, key string) (out []*node) {
 
 func (sc *script) stores(d *datadriven.TestData) {
 	sc.s = newSim(sc.t, 1, newObserver(sc.t), func(c *shard.Config) {
+		c.CommitNotice = -1 // every message has its line
 		if n := number(sc.t, d, "msg-bytes", 0); n > 0 {
 			c.MaxSizePerMsg = uint64(n)
 		}

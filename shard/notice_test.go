@@ -1,0 +1,120 @@
+package shard
+
+import (
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/raft/v3/raftpb"
+
+	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/wire"
+)
+
+const testNotice = 10 * time.Millisecond
+
+// noticing is a cluster whose leader of shard 7 holds commit notices, and the appends that it sends after the set-up.
+func noticing(t *testing.T) (c *cluster, lead *testNode, sent *[]raftpb.Message) {
+	c, lead = liveShard(t, func(cfg *Config) { cfg.CommitNotice = testNotice })
+	c.clock.pass(testNotice) // what the set-up has left
+	c.drain()
+	sent = &[]raftpb.Message{}
+	lead.tap(func(_ base.StoreID, msgs []wire.RaftMessage) {
+		for _, m := range msgs {
+			if m.Shard == 7 && m.Msg.Type == raftpb.MsgApp {
+				*sent = append(*sent, m.Msg)
+			}
+		}
+	})
+	return c, lead, sent
+}
+
+func countNotices(msgs []raftpb.Message) (notices, appends int) {
+	for i := range msgs {
+		if len(msgs[i].Entries) == 0 {
+			notices++
+		} else {
+			appends++
+		}
+	}
+	return notices, appends
+}
+
+func TestTheNextWriteTellsOfTheCommitOfTheOneBefore(t *testing.T) {
+	c, lead, sent := noticing(t)
+	at := c.clock.Boot()
+	for range 5 {
+		c.put(7, "k", "v")
+	}
+	if c.clock.Boot() != at {
+		t.Skip("the writes took ticks")
+	}
+	if notices, appends := countNotices(*sent); notices > 0 || appends != 10 {
+		t.Fatalf("%d notices, %d appends for 5 writes", notices, appends)
+	}
+	r := lead.store.lookup(7)
+	if len(r.worker.notices) != 2 || !r.noticing.Load() {
+		t.Fatalf("%d notices are held", len(r.worker.notices))
+	}
+	// The last one has nothing after it.
+	*sent = nil
+	c.clock.now.Add(int64(testNotice))
+	lead.store.pool.Enqueue(lead.store.workerOf(7).control)
+	lead.passes()
+	if notices, _ := countNotices(*sent); notices != 2 || r.noticing.Load() || len(lead.store.workerOf(7).noticed) > 0 {
+		t.Fatalf("%d notices when they were due", notices)
+	}
+	c.everywhere(7, "k", "v")
+}
+
+func TestAReadElsewhereDoesNotWaitForTheCommitNotice(t *testing.T) {
+	c, lead, sent := noticing(t)
+	c.put(7, "k", "v")
+	if notices, _ := countNotices(*sent); notices > 0 {
+		t.Fatalf("%d notices", notices)
+	}
+	a := newAnswers(t)
+	a.expect(1)
+	lead.store.ReadIndex([]ReadRequest{{Shard: 7, Req: 1, Waiter: a, IndexOnly: true}})
+	lead.passes()
+	if notices, _ := countNotices(*sent); notices != 2 {
+		t.Fatalf("%d notices after the index was asked for", notices)
+	}
+}
+
+// Others wait for what is not a client's plain write: the stores that are to have the new shard, above all.
+func TestTheCommitOfABoundaryIsToldAtOnce(t *testing.T) {
+	c, lead, sent := noticing(t)
+	c.put(7, "k", "v")
+	*sent = nil
+	lead.store.call(lead.store.lookup(7), func(r *replica) {
+		if err := r.worker.rn.Propose(nil); err != nil {
+			t.Error(err)
+		}
+	})
+	index := lead.store.lookup(7).applied.Load() + 1
+	c.until("the entry is applied everywhere", func() bool {
+		all := true
+		c.each(func(n *testNode) { all = all && n.store.lookup(7).applied.Load() >= index })
+		return all
+	})
+	if notices, appends := countNotices(*sent); notices != 2 || appends != 2 {
+		t.Fatalf("%d notices, %d appends", notices, appends)
+	}
+	if lead.store.lookup(7).noticing.Load() {
+		t.Fatal("the notice before it is still held")
+	}
+}
+
+func TestANoticeThatItsLeaderOutlivesIsNotSent(t *testing.T) {
+	c, lead, sent := noticing(t)
+	c.put(7, "k", "v")
+	r := lead.store.lookup(7)
+	r.worker.term++ // as if raft had gone on
+	*sent = nil
+	lead.store.workerOf(7).sendNotices(r)
+	r.worker.term--
+	if len(*sent) > 0 || r.noticing.Load() || len(r.worker.notices) > 0 {
+		t.Fatalf("%d sent, %d held", len(*sent), len(r.worker.notices))
+	}
+	c.everywhere(7, "k", "v") // with a heartbeat
+}
