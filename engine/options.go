@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"time"
@@ -36,6 +37,8 @@ type Options struct {
 	EntryCacheBytes int64
 	// ProbeInterval is how long the log may be idle before a probe write tests it; default 1 s. Negative: no probe.
 	ProbeInterval time.Duration
+	// Compression is how the tables of data are compressed; what is there already stays as it is. Default CompressFast.
+	Compression Compression
 	// StagingBytes bounds the snapshots that are being received, staged or announced, in bytes; default 64 GiB (256 MiB in
 	// memory). A shard larger than this cannot move to the store.
 	StagingBytes int64
@@ -74,6 +77,9 @@ func (o Options) withDefaults() Options {
 			}
 		}
 	}
+	if o.Compression == "" {
+		o.Compression = CompressFast
+	}
 	pick(&o.CacheBytes, 256<<20, 8<<20)
 	pick(&o.MemTableBytes, 64<<20, 4<<20)
 	pick(&o.EntryCacheBytes, 128<<20, 8<<20)
@@ -99,6 +105,18 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// Compression is how hard tables are compressed.
+type Compression string
+
+const (
+	// CompressFast uses MinLZ (Snappy on arm64, where that is faster) on all levels. Zstd in Go costs a tenth of the
+	// processor time of updates.
+	CompressFast Compression = "fast"
+	// CompressBalanced uses Zstd on the last two levels, where most bytes stay: smaller, for data that is read more than
+	// written, or disks that are short.
+	CompressBalanced Compression = "balanced"
+)
+
 // Validate reports the first option that cannot work.
 func (o Options) Validate() error {
 	switch {
@@ -110,6 +128,8 @@ func (o Options) Validate() error {
 		return errors.New("engine: negative threshold of free space")
 	case o.CriticalSpaceBytes > 0 && o.LowSpaceBytes > 0 && o.CriticalSpaceBytes > o.LowSpaceBytes:
 		return errors.New("engine: critical free space above low free space")
+	case o.Compression != "" && o.Compression != CompressFast && o.Compression != CompressBalanced:
+		return fmt.Errorf("engine: compression %q: want %s or %s", o.Compression, CompressFast, CompressBalanced)
 	case o.MemTableBytes != 0 && (o.MemTableBytes < 64<<10 || o.MemTableBytes > 1<<30):
 		return errors.New("engine: memtable size outside 64 KiB to 1 GiB")
 	}
@@ -163,8 +183,12 @@ func (o Options) pebbleOptions() *pebble.Options {
 		po.Levels[i].BlockSize = 32 << 10
 		po.Levels[i].IndexBlockSize = 256 << 10
 	}
-	// Fast compression above (those bytes are rewritten soon), Zstd on the last two levels, where most bytes stay.
-	po.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionBalanced })
+	po.ApplyCompressionSettings(func() pebble.DBCompressionSettings {
+		if o.Compression == CompressBalanced {
+			return pebble.DBCompressionBalanced
+		}
+		return pebble.DBCompressionFastest
+	})
 
 	po.Experimental.EnableColumnarBlocks = func() bool { return true } // needed by value separation; cheaper seeks
 	// Values from 256 bytes on live in blob files, which compactions carry along by reference: half of the write cost

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"github.com/shardd/shardd/internal/base"
@@ -90,5 +91,33 @@ func TestConfigurationsFollowTheRoles(t *testing.T) {
 	b.CreateReplica(d, 1, 1, nil)
 	if err := e.Commit(b, true); err == nil {
 		t.Fatal("a joint shard was created")
+	}
+}
+
+func TestTheCompressionMayBeChangedBetweenTwoStarts(t *testing.T) {
+	fs := NewMemFS()
+	o := testOptions(t, fs)
+	text := bytes.Repeat([]byte("compress me "), 200)
+	for round, c := range []Compression{CompressBalanced, CompressFast, CompressBalanced, ""} {
+		o.Compression = c
+		e := mustOpen(t, o)
+		commit(t, e, true, func(b *Batch) { b.Put(userKey(round), ValueHeader{Version: 1}, text) })
+		if err := e.db.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.db.Compact(t.Context(), []byte{0}, []byte{0xff}, false); err != nil {
+			t.Fatal(err)
+		}
+		for i := range round + 1 {
+			_, v, ok, err := e.Get(userKey(i), nil)
+			if err != nil || !ok || !bytes.Equal(v, text) {
+				t.Fatalf("round %d, key %d: %t %v", round, i, ok, err)
+			}
+		}
+		mustClose(t, e)
+	}
+	o.Compression = "best"
+	if _, err := Open(o); err == nil || !strings.Contains(err.Error(), `compression "best": want fast or balanced`) {
+		t.Fatal(err)
 	}
 }

@@ -68,6 +68,8 @@ type Settings struct {
 	CacheBytes int64
 	// MemTableBytes is the size of one memtable. Default: the engine's.
 	MemTableBytes int64
+	// Compression of tables. Default: the engine's.
+	Compression engine.Compression
 	// EntryCacheBytes bounds the store-wide cache of recent log entries. Default: the engine's.
 	EntryCacheBytes int64
 	// ReportInterval is the time between reports to the meta shard's leader. Default 1 s.

@@ -92,7 +92,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}()
 	n.eng, err = engine.Open(engine.Options{
 		Dir: cfg.DataDir, FS: cfg.FS, Logger: n.log, Registerer: n.reg, Fatal: cfg.Fatal,
-		CacheBytes: cfg.Settings.CacheBytes, MemTableBytes: cfg.Settings.MemTableBytes,
+		CacheBytes: cfg.Settings.CacheBytes, MemTableBytes: cfg.Settings.MemTableBytes, Compression: cfg.Settings.Compression,
 		EntryCacheBytes: cfg.Settings.EntryCacheBytes, StagingBytes: cfg.Settings.StagingBytes,
 		LowSpaceBytes: cfg.Settings.LowSpaceBytes, CriticalSpaceBytes: cfg.Settings.CriticalSpaceBytes,
 		ReserveBytes: cfg.Settings.ReserveBytes, OnCorrupt: n.corrupt,
