@@ -254,3 +254,6 @@ func (r *ring) term(index uint64) (uint64, bool) {
 	}
 	return 0, false
 }
+
+// EntryCacheBytes returns how many bytes of raft entries are held in memory now.
+func (e *Engine) EntryCacheBytes() int64 { return e.cache.bytes.Load() }

@@ -112,6 +112,9 @@ func (e *Engine) lastEntry(shard base.ShardID, first uint64) (index, term uint64
 // Close drops the log's entries from the cache. The log must not be used afterwards.
 func (l *Log) Close() { l.ring.truncate(math.MaxUint64) }
 
+// Uncache drops the log's entries from the cache: for a log of which nobody needs any soon. They are read from Pebble then.
+func (l *Log) Uncache() { l.ring.truncate(math.MaxUint64) }
+
 // Append adds entries to the log and to the batch, whose commit makes them durable. They are consecutive and start at
 // or before last+1; from their first index on they replace what the log has, and entries of the old log beyond the new
 // end are deleted in the same batch. Entry data is kept, not copied: it must not change any more.

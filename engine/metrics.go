@@ -148,7 +148,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	ch <- prometheus.MustNewConstMetric(c.cache, prometheus.GaugeValue, float64(c.e.cache.bytes.Load()))
+	ch <- prometheus.MustNewConstMetric(c.cache, prometheus.GaugeValue, float64(c.e.EntryCacheBytes()))
 	ch <- prometheus.MustNewConstMetric(c.drops, prometheus.CounterValue, float64(c.e.events.dropped.Load()))
 	ch <- prometheus.MustNewConstMetric(c.age, prometheus.GaugeValue, c.e.SyncAge().Seconds())
 	if level, free, _, _ := c.e.Space(); free != math.MaxUint64 {

@@ -48,6 +48,8 @@ func (w *worker) trySleep(r *replica) {
 	w.countLog(r)
 	rw.compaction.follow(rw.leads, rw.term, w.store.cfg.ElectionTick+1) // everybody who lives has been heard of
 	rw.awake = false                                                    // the list forgets it with the next tick
+	// Whoever lives has them all; and an entry keeps the frame alive that it came in, with those of other shards.
+	rw.log.Uncache()
 	r.fallAsleep()
 }
 

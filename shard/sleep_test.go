@@ -44,6 +44,31 @@ func (c *cluster) count(f func(m *wire.RaftMessage) bool) *int {
 
 func anyMessage(*wire.RaftMessage) bool { return true }
 
+// A cached entry keeps the whole frame that it came in, with entries of other shards.
+func TestAGroupThatSleepsKeepsNoEntriesInMemory(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	cached := func() (bytes int64) {
+		c.each(func(n *testNode) { bytes += n.eng.EntryCacheBytes() })
+		return bytes
+	}
+	for i := range 10 {
+		c.put(7, fmt.Sprint("k", i), "v")
+	}
+	if cached() == 0 {
+		t.Fatal("nothing is cached while it is awake")
+	}
+	c.untilAsleep(7)
+	if n := cached(); n != 0 {
+		t.Fatalf("%d bytes are cached", n)
+	}
+	c.put(7, "z", "1")
+	c.mustReadNow(lead, 7, "z", "1")
+	c.everywhere(7, "z", "1")
+	if cached() == 0 {
+		t.Fatal("nothing is cached once it is awake again")
+	}
+}
+
 func TestV9AnIdleGroupSleepsForNothingAndAWriteWakesIt(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	c.untilAsleep(7)
