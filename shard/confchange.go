@@ -152,6 +152,8 @@ func (w *worker) takeConfResults(r *replica) {
 	results := r.in.confs
 	r.in.confs = nil
 	r.in.Unlock()
+	var gone []peer
+	ruled := r.ruled.Load()
 	for i := range results {
 		c := &results[i]
 		if c.removed {
@@ -161,7 +163,8 @@ func (w *worker) takeConfResults(r *replica) {
 		rw.confs--
 		if c.refused == nil { // else no call: an invalid one panics every replica, at every restart
 			w.sayFarewell(r, c)
-			w.releaseRemoved(r, c.desc)
+			ruled = c.desc
+			gone = append(gone, r.removedBy(c.desc)...)
 			r.adoptConf(c.index, &c.conf, c.desc) // before raft sends anything to a new replica
 			got := rw.rn.ApplyConfChange(c.cc)
 			if err := c.conf.Equivalent(*got); err != nil {
@@ -173,6 +176,8 @@ func (w *worker) takeConfResults(r *replica) {
 	}
 	if len(results) > 0 {
 		w.publishRole(r)
+		r.ruled.Store(ruled)
+		w.releaseRemoved(r, gone) // the lease does not count them any more
 	}
 	if rw.confs == 0 {
 		w.advance(r)

@@ -208,6 +208,7 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	r := &replica{store: s, shard: st.Shard, id: st.Mark.ReplicaID, born: s.clock.Boot()}
 	r.load.begin(r.born)
 	r.desc.Store(st.Desc)
+	r.ruled.Store(st.Desc)
 	r.applied.Store(st.Applied.Index)
 	r.commit.Store(max(st.Hard.Commit, st.Applied.Index))
 	r.state.applied = st.Applied

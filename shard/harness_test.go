@@ -59,6 +59,7 @@ type testNode struct {
 	promise  time.Duration // that its next life gives; 0: testPromise, negative: none
 	recorded time.Duration // that its next life keeps quiet for; 0: testPromise
 	mute     bool          // its Monitor is not heard
+	deaf     bool          // it forgets what leaders release
 	skew     time.Duration // of its clock
 	rate     float64       // by which that runs too fast
 	onBoot   func()        // its clock is about to be read

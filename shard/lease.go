@@ -214,14 +214,30 @@ func (s *Store) release(r *replica, term uint64) {
 	s.live.Release(to, liveness.Group{Shard: r.shard, Term: term})
 }
 
-// releaseRemoved tells the stores of replicas that a change removes that they owe this leader nothing: one that misses its
-// removal would wait for it in silence.
-func (w *worker) releaseRemoved(r *replica, d *base.Descriptor) {
+// removedBy returns the replicas that a change to a descriptor removes.
+func (r *replica) removedBy(d *base.Descriptor) (gone []peer) {
+	for _, p := range r.worker.peers {
+		if removed(d, p.replica) {
+			gone = append(gone, p)
+		}
+	}
+	return gone
+}
+
+// removed reports whether a replica was a member before a descriptor, and is none by it; so it will never be one again.
+func removed(d *base.Descriptor, id base.ReplicaID) bool {
+	_, stays := d.Replica(id)
+	return !stays && id < d.NextReplicaID
+}
+
+// releaseRemoved tells the stores of replicas that a change has removed that they owe this leader nothing: one that misses
+// its removal would wait for it in silence.
+func (w *worker) releaseRemoved(r *replica, gone []peer) {
 	if w.store.live == nil || !r.worker.leads {
 		return
 	}
-	for _, p := range r.worker.peers {
-		if _, stays := d.Replica(p.replica); !stays && p.replica < d.NextReplicaID && p.store != w.store.cfg.Store {
+	for _, p := range gone {
+		if p.store != w.store.cfg.Store {
 			w.store.live.Release([]base.StoreID{p.store}, liveness.Group{
 				Shard: r.shard, Term: r.worker.leading.term, Follower: p.replica,
 			})

@@ -44,11 +44,15 @@ func (c *cluster) newMonitor(n *testNode) *liveness.Monitor {
 				n.sender.(*lateSender).to.(*simnet.Node).SendLiveness(to, payload)
 			}
 		},
-		OnLapse:    func(s base.StoreID, epoch uint64) { n.store.OnLapse(s, epoch) },
-		OnSupport:  func(s base.StoreID, epoch uint64, fresh bool) { n.store.OnSupport(s, epoch, fresh) },
-		OnReleased: func(s base.StoreID, items []liveness.Group) { n.store.OnReleased(s, items) },
-		Leads:      func(g liveness.Group) bool { return n.store.Leads(g) },
-		Follows:    func(s base.StoreID) []liveness.Group { return n.store.Follows(s) },
+		OnLapse:   func(s base.StoreID, epoch uint64) { n.store.OnLapse(s, epoch) },
+		OnSupport: func(s base.StoreID, epoch uint64, fresh bool) { n.store.OnSupport(s, epoch, fresh) },
+		OnReleased: func(s base.StoreID, items []liveness.Group) {
+			if !n.deaf {
+				n.store.OnReleased(s, items)
+			}
+		},
+		Leads:   func(g liveness.Group) bool { return n.store.Leads(g) },
+		Follows: func(s base.StoreID) []liveness.Group { return n.store.Follows(s) },
 	}
 	if n.life > 1 {
 		cfg.Recorded = max(testPromise, n.recorded)

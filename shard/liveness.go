@@ -83,7 +83,9 @@ func (s *Store) OnReleased(from base.StoreID, items []liveness.Group) {
 	}
 }
 
-// Leads is what liveness.Config.Leads has to call.
+// Leads is what liveness.Config.Leads has to call. No leadership binds a replica that was removed: it may not know, if the
+// word of that was lost, and would wait in silence for as long as the term lasts. One that the lease may count must not be
+// told that, so it goes by the configuration that the lease goes by, which may be behind what is applied.
 func (s *Store) Leads(g liveness.Group) bool {
 	r := s.lookup(g.Shard)
 	if r == nil {
@@ -91,7 +93,8 @@ func (s *Store) Leads(g liveness.Group) bool {
 	}
 	// Who asks has stepped a message of this term, and before it left the leadership was published.
 	l := r.lead.Load()
-	return l.term == g.Term && l.leader == r.id
+	d := r.ruled.Load()
+	return l.term == g.Term && l.leader == r.id && (g.Follower == 0 || d == nil || !removed(d, g.Follower))
 }
 
 // Follows is what liveness.Config.Follows has to call.

@@ -30,6 +30,7 @@ type replica struct {
 
 	// Published: written by the owner, read by anyone.
 	desc     atomic.Pointer[base.Descriptor] // nil for ever: uninitialised
+	ruled    atomic.Pointer[base.Descriptor] // of the configuration that its worker goes by, and so its lease; nil as desc
 	lead     atomic.Pointer[leadership]
 	commit   atomic.Uint64
 	applied  atomic.Uint64

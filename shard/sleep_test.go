@@ -8,6 +8,7 @@ import (
 
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
+	"github.com/shardd/shardd/shard/liveness"
 )
 
 // asleep reports whether every running replica of a shard sleeps.
@@ -250,7 +251,55 @@ func TestAReplicaThatMissedItsRemovalDoesNotSleepForEver(t *testing.T) {
 	c.until("the joint configuration is left", func() bool { return !isJoint(c.desc(7)) })
 	c.each(func(n *testNode) { n.filter(func(m *wire.RaftMessage) bool { return m.ToStore != gone }) }) // hears no farewell
 	c.mustChange(7, ReplicaChange{Op: Remove, Store: gone})
+	for range 3 {
+		c.tick()
+	}
+	if n := c.nodes[gone]; n.store.lookup(7).bound(n.Boot()) != nil {
+		t.Error("its leader's store does not tell it that it owes nothing any more")
+	}
 	c.until("it asks", func() bool { return len(c.nodes[gone].store.Orphans()) > 0 })
+}
+
+// The word of its removal may be lost altogether: it asks its leader from time to time, which does not lead it any more.
+func TestAReplicaThatWasRemovedIsNotLed(t *testing.T) {
+	c := newLiveCluster(t, 4, nil)
+	c.create(desc(7, "", "", 1, 2, 3, 4))
+	lead := c.leased(7)
+	gone := c.nodes[lead.id%4+1]
+	id := gone.store.lookup(7).id
+	g := liveness.Group{Shard: 7, Term: c.termOf(lead, 7), Follower: id}
+	c.mustChange(7, ReplicaChange{Op: Demote, Store: gone.id})
+	c.until("the joint configuration is left", func() bool { return !isJoint(c.desc(7)) })
+	if !lead.store.Leads(g) {
+		t.Fatal("it does not lead its learner")
+	}
+	listed := lead.store.lookup(7).desc.Load()
+	c.each(func(n *testNode) { n.filter(func(m *wire.RaftMessage) bool { return m.ToStore != gone.id }) })
+	gone.deaf = true
+	c.mustChange(7, ReplicaChange{Op: Remove, Store: gone.id})
+	for range 5 {
+		c.tick()
+	}
+	if gone.store.lookup(7).bound(gone.Boot()) == nil {
+		t.Fatal("it has heard of its removal")
+	}
+	r := lead.store.lookup(7)
+	if d := r.ruled.Load(); lead.store.Leads(g) || d != r.desc.Load() {
+		t.Fatalf("it leads what it has removed; it goes by %s", d)
+	}
+	// Its worker, and so its lease, may not know yet what is applied.
+	r.ruled.Store(listed)
+	if !lead.store.Leads(g) {
+		t.Fatal("it does not lead a replica that it may count")
+	}
+	r.ruled.Store(r.desc.Load())
+	next := g
+	next.Follower = r.desc.Load().NextReplicaID // added, and not known here yet
+	if !lead.store.Leads(next) {
+		t.Fatal("it does not lead a replica that is newer than its descriptor")
+	}
+	gone.deaf = false
+	c.until("it is told, and asks whether it still should exist", func() bool { return len(gone.store.Orphans()) > 0 })
 }
 
 func TestALeaderIsToldOfEachStoreThatTakesPart(t *testing.T) {
