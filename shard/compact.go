@@ -50,36 +50,13 @@ type compaction struct {
 
 // compact truncates the replica's log if it is over its budget. The caller has no Ready of the group in flight.
 func (w *worker) compact(r *replica, ticks int) {
-	rw, cfg := &r.worker, &w.store.cfg
+	rw := &r.worker
 	rw.compaction.follow(rw.leads, rw.term, ticks)
+	first, to, at := w.cut(r)
+	if at == nil {
+		return
+	}
 	bytes := rw.log.Bytes()
-	if bytes <= min(cfg.Compaction.FloorBytes, w.logLevel) {
-		return
-	}
-	budget := w.budget(r)
-	if bytes <= budget {
-		return
-	}
-	first, last := rw.log.Bounds()
-	to := last - min(last-first+1, entriesOf(budget/2, bytes, last-first+1)) // keep so many
-	limit := w.mayTruncate(r, first, last, bytes, budget)
-	at, known := rw.history.at(to)
-	if !known && bytes > 2*budget {
-		// What was the configuration in the log of an earlier life is not known. It is where that ended.
-		to, at = rw.history.first()
-	} else if !known {
-		return
-	}
-	if to > limit {
-		to = limit
-		if at, known = rw.history.at(to); !known {
-			return
-		}
-	}
-	// A cut that frees little is not worth its tombstones, as when a slow follower holds the rest.
-	if to < first || (to-first+1)*8 < last-first+1 {
-		return
-	}
 	term, err := rw.log.Term(to)
 	if err != nil {
 		w.store.fault(r, "truncate log: "+err.Error(), nil)
@@ -94,6 +71,41 @@ func (w *worker) compact(r *replica, ticks int) {
 	m.truncations.Inc()
 	m.truncatedEntries.Add(float64(to - first + 1))
 	m.truncatedBytes.Add(float64(bytes - rw.log.Bytes()))
+}
+
+// cut says where the replica's log would be truncated now, from first to to with the configuration at to, which is nil if
+// it would not be. The caller has no Ready of the group in flight.
+func (w *worker) cut(r *replica) (first, to uint64, conf *raftpb.ConfState) {
+	rw, cfg := &r.worker, &w.store.cfg
+	bytes := rw.log.Bytes()
+	if bytes <= min(cfg.Compaction.FloorBytes, w.logLevel) {
+		return 0, 0, nil
+	}
+	budget := w.budget(r)
+	if bytes <= budget {
+		return 0, 0, nil
+	}
+	first, last := rw.log.Bounds()
+	to = last - min(last-first+1, entriesOf(budget/2, bytes, last-first+1)) // keep so many
+	limit := w.mayTruncate(r, first, last, bytes, budget)
+	at, known := rw.history.at(to)
+	if !known && bytes > 2*budget {
+		// What was the configuration in the log of an earlier life is not known. It is where that ended.
+		to, at = rw.history.first()
+	} else if !known {
+		return 0, 0, nil
+	}
+	if to > limit {
+		to = limit
+		if at, known = rw.history.at(to); !known {
+			return 0, 0, nil
+		}
+	}
+	// A cut that frees little is not worth its tombstones, as when a slow follower holds the rest.
+	if to < first || (to-first+1)*8 < last-first+1 {
+		return 0, 0, nil
+	}
+	return first, to, at
 }
 
 // commitTruncations writes what compact has put together in this pass.
@@ -184,8 +196,8 @@ func (c *compaction) follow(leads bool, term uint64, ticks int) {
 	c.settled += ticks
 }
 
-// levelLogs finds the budget that the store's cap leaves to the largest logs. It runs at each tick and is cheap unless
-// the cap is reached.
+// levelLogs finds the budget that the store's cap leaves to the largest logs, and wakes those that sleep on more than that
+// and can be cut. It runs at each tick and is cheap unless the cap is reached.
 func (w *worker) levelLogs() {
 	s := w.store
 	s.logBytes[w.index].Store(w.logTotal)
@@ -203,7 +215,11 @@ func (w *worker) levelLogs() {
 	s.mu.RUnlock()
 	w.logLevel = min(w.logLevel, level(sizes, limit))
 	for _, r := range w.replicas {
-		if !r.worker.awake && r.logBytes() > w.logLevel {
+		rw := &r.worker
+		if rw.awake || rw.waking || rw.disposed || rw.still || rw.inflight || r.uninitialised() || r.logBytes() <= w.logLevel {
+			continue
+		}
+		if _, _, conf := w.cut(r); conf != nil { // a log that something holds would wake it in vain, again and again
 			w.queueWake(r, 0)
 		}
 	}

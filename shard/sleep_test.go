@@ -333,6 +333,29 @@ func TestSleepersOverTheStoresCapAreWokenToCutTheirLogs(t *testing.T) {
 	c.until("the log of the sleeper is cut", func() bool { return n.store.lookup(7).logBytes() < before })
 }
 
+func TestSleepersWhoseLogsCannotBeCutSleepOnOverTheStoresCap(t *testing.T) {
+	c := newLiveCluster(t, 1, small)
+	c.create(desc(7, "", "", 1))
+	c.fill(7, 12<<10)
+	n := c.nodes[1]
+	c.untilAsleep(7)
+	rw := &n.store.lookup(7).worker
+	rw.history.reset(n.store.lookup(7).applied.Load(), &rw.conf) // as after a restart: which configuration they had is not known
+	before := n.store.lookup(7).logBytes()
+	n.store.cfg.Compaction.StoreCapBytes = before * 3 / 4
+	for range 20 {
+		c.tick()
+		if !c.asleep(7) {
+			t.Fatal("it is woken for nothing")
+		}
+	}
+	if w := n.store.workerOf(7); w.logLevel >= before {
+		t.Fatalf("%d bytes are not over the cap of %d", before, w.logLevel)
+	}
+	n.store.cfg.Compaction.StoreCapBytes = before / 4 // now all of them go
+	c.until("its log is cut", func() bool { return n.store.lookup(7).logBytes() < before })
+}
+
 func TestProgressWakesNobodyAndKnowsWhoIsThere(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	c.untilAsleep(7)
