@@ -302,6 +302,26 @@ func TestAReplicaThatWasRemovedIsNotLed(t *testing.T) {
 	c.until("it is told, and asks whether it still should exist", func() bool { return len(gone.store.Orphans()) > 0 })
 }
 
+// An old message of its leader's comes after the word that it was removed: it follows that leader again, as far as it knows,
+// and only its own question can bring the truth to light.
+func TestARemovedReplicaThatFollowsAnOldMessageDoesNotSleepForEver(t *testing.T) {
+	c := newLiveCluster(t, 4, nil)
+	c.create(desc(7, "", "", 1, 2, 3, 4))
+	c.put(7, "a", "1")
+	lead := c.leased(7)
+	gone := lead.id%4 + 1
+	c.mustChange(7, ReplicaChange{Op: Demote, Store: gone})
+	c.until("the joint configuration is left", func() bool { return !isJoint(c.desc(7)) })
+	c.each(func(n *testNode) { n.filter(func(m *wire.RaftMessage) bool { return m.ToStore != gone }) }) // hears no farewell
+	c.mustChange(7, ReplicaChange{Op: Remove, Store: gone})
+	n := c.nodes[gone]
+	c.until("it looks for proof", func() bool { return len(n.store.Orphans()) > 0 })
+	old := raftpb.Message{Type: raftpb.MsgHeartbeat, Term: c.termOf(lead, 7)}
+	n.store.Step([]wire.RaftMessage{msgBetween(7, lead.id, gone, old)})
+	c.until("it sleeps", func() bool { return n.store.lookup(7).asleep.Load() })
+	c.until("it looks for proof again", func() bool { return len(n.store.Orphans()) > 0 })
+}
+
 func TestALeaderIsToldOfEachStoreThatTakesPart(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	c.untilAsleep(7)

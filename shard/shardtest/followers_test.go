@@ -26,12 +26,6 @@ type skewed struct {
 // Boot implements clock.Clock.
 func (c skewed) Boot() time.Duration { return c.offset + time.Duration(c.rate*float64(c.Clock.Boot())) }
 
-// clock returns the store's own: hours from the others', and up to 2 % fast or slow, so that two of them differ by less
-// than the margin.
-func (n *liveNode) clock() clock.Clock {
-	return skewed{n.c.clock, 1 + 0.02*float64(int(n.id)%3-1), time.Duration(n.id) * 5 * time.Hour}
-}
-
 // liveAsks carries questions for read indexes between the stores of a live cluster, on paths of their own: they may get
 // through where raft's messages do not. Some get lost, some take long.
 type liveAsks struct {
@@ -85,11 +79,13 @@ func (n *liveNode) index(id base.ShardID, start []byte, timeout time.Duration) (
 		n.mu.RUnlock()
 		return wire.Answer{}, errors.New("the store is down")
 	}
+	n.using.Add(1)
+	n.mu.RUnlock()
+	defer n.using.Done()
 	w := make(wait, 1)
 	store.ReadIndex([]shard.ReadRequest{{
 		Shard: id, Key: start, Req: 1, Deadline: n.clock().Boot() + timeout, Waiter: w, IndexOnly: true,
 	}})
-	n.mu.RUnlock()
 	return <-w, nil
 }
 

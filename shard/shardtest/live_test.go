@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +33,9 @@ type live struct {
 	hist   history
 	asks   liveAsks
 	moving *moving // nil: replicas stay where they are
+	size   int     // number of stores
+	leased atomic.Int64
+	paused int
 	stop   chan struct{}
 	wg     sync.WaitGroup
 }
@@ -46,12 +50,13 @@ type liveNode struct {
 		dead         bool
 		store        *shard.Store
 		eng          *engine.Engine
-		net          shard.Sender
+		net          *simnet.Node
 	}
 	life   uint64
+	time   *pausing
 	cancel context.CancelFunc
 	joined chan struct{}
-	using  sync.WaitGroup // streams of snapshots that use the engine
+	using  sync.WaitGroup // requests, and streams of snapshots, that use store or engine
 }
 
 func (n *liveNode) start() {
@@ -71,8 +76,11 @@ func (n *liveNode) start() {
 		n.c.obs.boots(n.id, logs)
 	}
 	n.life++
+	var store *shard.Store
+	monitor := newMonitor(n.id, n.life, n.clock(), n.c.size, func() *shard.Store { return store }, n.sendLiveness)
 	cfg := shard.Config{
-		Store: n.id, Incarnation: n.life, Engine: eng, Sender: n, Indexes: n, Clock: n.clock(), Workers: 2, ApplyWorkers: 2,
+		Liveness: monitor,
+		Store:    n.id, Incarnation: n.life, Engine: eng, Sender: n, Indexes: n, Clock: n.clock(), Workers: 2, ApplyWorkers: 2,
 		Tick: tick, Logger: quiet(), EntryBytes: 400, MaxSizePerMsg: 600, MaxInflightMsgs: 8, RequestTimeout: 3 * time.Second,
 		OnLeader: n.c.obs.leads,
 		Fault: func(id base.ShardID, r base.ReplicaID, reason string) {
@@ -81,22 +89,40 @@ func (n *liveNode) start() {
 	}
 	if n.c.moving != nil {
 		cfg.Snapshots, cfg.Compaction = carrier{n}, n.c.moving.compaction
+		cfg.Merges, cfg.MergeTimeout = n, 3*time.Second
 	}
-	store, err := shard.New(cfg)
-	if err != nil {
+	if store, err = shard.New(cfg); err != nil {
 		t.Fatalf("store %s (seed %d): %v", n.id, n.c.seed, err)
 	}
+	in := &inlet{store: store, wake: make(chan struct{}, 1)}
+	at := n.c.net.Node(n.id, in)
+	at.SetIncarnation(n.life)
 	n.mu.Lock()
-	n.mu.store, n.mu.eng, n.mu.net, n.mu.dead = store, eng, n.c.net.Node(n.id, store), false
+	n.mu.store, n.mu.eng, n.mu.net, n.mu.dead = store, eng, at, false
 	n.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.joined = cancel, make(chan struct{})
-	go func() {
-		defer close(n.joined)
+	var parts sync.WaitGroup
+	parts.Go(func() { in.run(ctx) })
+	parts.Go(func() { _ = monitor.Run(ctx) })
+	parts.Go(func() {
 		if err := store.Run(ctx); err != nil {
 			t.Error(err)
 		}
+	})
+	go func() {
+		defer close(n.joined)
+		parts.Wait()
 	}()
+}
+
+// sendLiveness is how the store's Monitor sends.
+func (n *liveNode) sendLiveness(to base.StoreID, payload []byte) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.mu.dead {
+		n.mu.net.SendLiveness(to, payload)
+	}
 }
 
 // Send implements shard.Sender.
@@ -158,6 +184,17 @@ func (n *liveNode) do(op *wire.Op) wire.Answer {
 		n.mu.RUnlock()
 		return wire.Answer{Code: wire.Unavailable}
 	}
+	n.using.Add(1)
+	n.mu.RUnlock()
+	defer n.using.Done()
+	if a, ok := n.readNow(store, op); ok {
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		if n.mu.dead || n.mu.store != store {
+			return wire.Answer{Code: wire.Ambiguous}
+		}
+		return a
+	}
 	if op.Code.IsRead() {
 		store.ReadIndex([]shard.ReadRequest{{
 			Shard: op.Shard, Version: op.Version, Key: op.Key, Req: 1, Waiter: w,
@@ -166,7 +203,6 @@ func (n *liveNode) do(op *wire.Op) wire.Answer {
 	} else {
 		store.Write([]shard.WriteRequest{{Shard: op.Shard, Version: op.Version, Req: 1, Raw: op.Append(nil), Waiter: w}})
 	}
-	n.mu.RUnlock()
 	a := <-w
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -255,7 +291,11 @@ func (c *live) look() {
 func (c *live) torment(rng *rand.Rand) {
 	any := func() *liveNode { return c.nodes[rng.IntN(len(c.nodes))] }
 	n := any()
-	switch rng.IntN(18) {
+	switch rng.IntN(21) {
+	case 18, 19:
+		c.pauseOne(rng, c.leader(rng))
+	case 20:
+		c.pauseOne(rng, n)
 	case 0:
 		c.net.Isolate(n.id)
 	case 1, 2:
@@ -375,7 +415,7 @@ func (c *live) equal() bool {
 
 // runLive torments a cluster for a while of virtual time and returns what its clients saw.
 func runLive(t *testing.T, seed int64, stores, replicas, shards int, lasts time.Duration) *live {
-	c := &live{t: t, seed: seed, net: simnet.New(seed), clock: clock.Process(), obs: newObserver(t)}
+	c := &live{t: t, seed: seed, size: stores, net: simnet.New(seed), clock: clock.Process(), obs: newObserver(t)}
 	c.stop = make(chan struct{})
 	seedRaft(seed)
 	rng := rand.New(rand.NewPCG(uint64(seed), 3))
@@ -472,6 +512,7 @@ func TestClustersUnderFaultsKeepRaftsPropertiesAndAreLinearizable(t *testing.T) 
 					t.Errorf("too little happened to prove anything")
 				}
 				c.asks.check(t, &c.hist)
+				c.checkLeases(t)
 				c.hist.check(t)
 			})
 		})

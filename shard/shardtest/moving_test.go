@@ -28,7 +28,6 @@ import (
 type moving struct {
 	c          *live
 	compaction shard.Compaction
-	splits     bool // shards are split as well
 	nextShard  base.ShardID
 
 	mu struct {
@@ -277,17 +276,40 @@ func (m *moving) settled() (string, bool) {
 				return fmt.Sprintf("%s on %s: %d applied, want %d", sh, n.id, st.Applied, want.Applied), false
 			case rep.Role == base.RoleIncoming || rep.Role == base.RoleOutgoing:
 				return sh.String() + " is joint", false
+			case here && st.Freeze != nil:
+				return sh.String() + " is frozen", false
 			}
 		}
 	}
 	return "", true
 }
 
-// runMoving moves replicas of a few shards among five stores under clients, faults and crashes, with old messages coming
-// back all the time.
-func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live {
-	c := &live{t: t, seed: seed, net: simnet.New(seed), clock: clock.Process(), obs: newObserver(t)}
-	m := &moving{c: c, splits: splits, nextShard: 100, compaction: shard.Compaction{FloorBytes: 2 << 10, ShardCapBytes: 4 << 10, Factor: 1}}
+// course is what happens to a few shards in the course of a test, besides.
+type course struct {
+	stores int // 3: all replicas stay where they are and change their roles
+	splits bool
+	merges bool
+	lasts  time.Duration
+}
+
+// describe lists all replicas.
+func (m *moving) describe() (out string) {
+	for _, sh := range m.c.shards {
+		for _, n := range m.c.nodes {
+			if st, ok := n.mu.store.Status(sh); ok {
+				out += fmt.Sprintf("%s on %s: leads %t, lease %t, asleep %t, leader %s, term %d, applied %d, commit %d, last %d, %+v, %s\n",
+					sh, n.id, st.Leads, st.Lease, st.Asleep, st.Leader, st.Term, st.Applied, st.Commit, st.LastIndex, st.Freeze, st.Desc)
+			}
+		}
+	}
+	return out
+}
+
+// runMoving moves replicas of a few shards among stores under clients, faults and crashes, with old messages coming back
+// all the time.
+func runMoving(t *testing.T, seed int64, how course) *live {
+	c := &live{t: t, seed: seed, size: how.stores, net: simnet.New(seed), clock: clock.Process(), obs: newObserver(t)}
+	m := &moving{c: c, nextShard: 100, compaction: shard.Compaction{FloorBytes: 2 << 10, ShardCapBytes: 4 << 10, Factor: 1}}
 	m.mu.rng, m.mu.counts = rand.New(rand.NewPCG(uint64(seed), 4)), map[string]int{}
 	c.moving, c.stop = m, make(chan struct{})
 	seedRaft(seed)
@@ -295,7 +317,7 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	c.wg.Go(func() { _ = c.net.Run(ctx) })
-	for i := range 5 {
+	for i := range how.stores {
 		n := &liveNode{c: c, id: base.StoreID(i + 1), fs: engine.NewMemFS()}
 		c.nodes = append(c.nodes, n)
 		n.start()
@@ -312,7 +334,8 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live
 	for i := range 3 {
 		id := base.ShardID(10 + i)
 		c.shards = append(c.shards, id)
-		d := desc(id, id.String()+"/", id.String()+"0", base.StoreID(1+i), base.StoreID(2+i), base.StoreID(3+i))
+		on := func(k int) base.StoreID { return base.StoreID(1 + (i+k)%how.stores) }
+		d := desc(id, id.String()+"/", id.String()+"0", on(0), on(1), on(2))
 		for _, r := range d.Replicas {
 			if err := c.nodes[r.Store-1].mu.store.Create(d, nil, true); err != nil {
 				t.Fatal(err)
@@ -323,17 +346,26 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live
 	var clients sync.WaitGroup
 	for i := range 8 {
 		clients.Go(func() {
-			if splits {
+			if how.splits {
 				c.keyClient(i)
 			} else {
 				c.client(i)
 			}
 		})
 	}
-	for end := c.clock.Boot() + lasts; c.clock.Boot() < end && !t.Failed(); {
+	if how.merges {
+		clients.Go(m.mergeAll)
+	}
+	for end := c.clock.Boot() + how.lasts; c.clock.Boot() < end && !t.Failed(); {
 		time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
-		if splits && rng.IntN(6) == 0 {
+		if how.splits && rng.IntN(6) == 0 {
 			m.split(rng)
+		}
+		if how.merges && rng.IntN(6) == 0 {
+			m.handOver(rng)
+		}
+		if rng.IntN(12) == 0 {
+			c.pauseOne(rng, c.leader(rng))
 		}
 		switch rng.IntN(8) {
 		case 0:
@@ -345,7 +377,11 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live
 		case 4:
 			c.net.HealAll()
 		default:
-			m.move(rng)
+			if how.stores == 3 {
+				m.changeRole(rng)
+			} else {
+				m.move(rng)
+			}
 		}
 	}
 	c.net.HealAll()
@@ -359,22 +395,22 @@ func runMoving(t *testing.T, seed int64, lasts time.Duration, splits bool) *live
 	close(c.stop)
 	clients.Wait()
 	end := c.clock.Boot() + time.Minute
-	if splits {
-		m.forgetShards()
-	}
 	for {
+		if how.splits {
+			m.forgetShards()
+		}
 		why, ok := m.settled()
 		if ok {
 			break
 		}
 		if c.clock.Boot() > end {
-			t.Fatalf("a minute after the last fault: %s (seed %d)", why, seed)
+			t.Fatalf("a minute after the last fault: %s (seed %d)\n%s", why, seed, m.describe())
 		}
 		time.Sleep(time.Second)
 		m.reconcile()
 	}
 	m.compare()
-	if splits {
+	if how.splits {
 		m.tiles()
 	}
 	return c
@@ -429,7 +465,7 @@ func (m *moving) compare() {
 func TestReplicasMoveUnderFaultsAndNothingIsLost(t *testing.T) {
 	eachSeed(t, 6, func(t *testing.T, seed int64) {
 		var c *live
-		synctest.Test(t, func(t *testing.T) { c = runMoving(t, seed, time.Minute, false) })
+		synctest.Test(t, func(t *testing.T) { c = runMoving(t, seed, course{stores: 5, lasts: time.Minute}) })
 		if t.Failed() {
 			return
 		}
@@ -438,6 +474,7 @@ func TestReplicasMoveUnderFaultsAndNothingIsLost(t *testing.T) {
 		if len(c.hist.mu.ops) < 200 || counts["installed"] == 0 || counts["add learner"] == 0 || counts["promote"] == 0 {
 			t.Errorf("too little happened to prove anything")
 		}
+		c.checkLeases(t)
 		c.hist.check(t)
 	})
 }

@@ -19,6 +19,11 @@ type link struct{ from, to base.StoreID }
 // shouts, writes go through within three election time-outs; and without such a pair nobody claims a write. A vote that
 // is split (a term without a leader) costs a time-out more, as chance has it.
 func TestAnyPairThatHearsEachOtherServesWithinThreeElectionTimeouts(t *testing.T) {
+	t.Run("without leases", func(t *testing.T) { everyPartition(t, false) })
+	t.Run("with leases", func(t *testing.T) { everyPartition(t, true) })
+}
+
+func everyPartition(t *testing.T, leases bool) {
 	// Raft draws each time-out from 10 to 19 ticks.
 	const timeout, most, splits = 19, 3, 6
 	links := []link{{1, 2}, {2, 1}, {1, 3}, {3, 1}, {2, 3}, {3, 2}}
@@ -40,7 +45,7 @@ func TestAnyPairThatHearsEachOtherServesWithinThreeElectionTimeouts(t *testing.T
 		for i := 0; i < len(links); i += 2 {
 			pair = pair || !cut[links[i]] && !cut[links[i+1]]
 		}
-		simulate(t, seed+int64(pattern), 3, nil, func(s *sim) {
+		simulateWith(t, seed+int64(pattern), 3, leases, nil, func(s *sim) {
 			s.create(desc(7, "", "", 1, 2, 3), true)
 			if s.leader(7) != s.nodes[0] {
 				t.Fatal("the first store does not lead") // the others are equal: that makes the patterns all there are

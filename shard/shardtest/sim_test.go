@@ -21,6 +21,7 @@ import (
 	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/internal/wire"
 	"github.com/shardd/shardd/shard"
+	"github.com/shardd/shardd/shard/liveness"
 	"github.com/shardd/shardd/transport/simnet"
 )
 
@@ -35,7 +36,10 @@ type sim struct {
 	obs   *observer
 	tune  func(*shard.Config)
 	nodes []*node // by store id, from 1
-	reqs  []*request
+	// leases gives the stores that are started from now on Monitors; size is how many there will be.
+	leases bool
+	size   int
+	reqs   []*request
 	// atSync is called twice for every synced commit: before the sync has begun and after it, with nothing done between.
 	atSync func(n *node, when string)
 
@@ -55,7 +59,8 @@ type node struct {
 	eng     *engine.Engine
 	store   *shard.Store // nil: down
 	life    uint64
-	net     shard.Sender
+	net     *simnet.Node
+	monitor *liveness.Monitor              // nil: no leases
 	release func()                         // of held syncs, nil if they are not held
 	filter  func(m *wire.RaftMessage) bool // false drops what the store sends; may change the message
 	fatal   atomic.Pointer[error]          // the engine gave up
@@ -66,8 +71,15 @@ type node struct {
 // simulate runs f over a new sim in a bubble.
 func simulate(t *testing.T, seed int64, stores int, tune func(*shard.Config), f func(s *sim)) {
 	t.Helper()
+	simulateWith(t, seed, stores, false, tune, f)
+}
+
+// simulateWith is simulate, maybe with leases.
+func simulateWith(t *testing.T, seed int64, stores int, leases bool, tune func(*shard.Config), f func(s *sim)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, seed, newObserver(t), tune)
+		s.leases, s.size = leases, stores
 		for range stores {
 			s.add(engine.NewMemFS(), 0)
 		}
@@ -157,6 +169,11 @@ func (s *sim) start(n *node) {
 			s.logf("%s faults: %s", base.ReplicaName(id, r), reason)
 		},
 	}
+	if s.leases {
+		n.monitor = newMonitor(n.id, n.life, s.clock, s.size, func() *shard.Store { return n.store },
+			func(to base.StoreID, payload []byte) { n.net.SendLiveness(to, payload) })
+		cfg.Liveness = n.monitor
+	}
 	if s.tune != nil {
 		s.tune(&cfg)
 	}
@@ -165,6 +182,7 @@ func (s *sim) start(n *node) {
 	}
 	time.Sleep(time.Millisecond) // the engine's clock starts with it, and an age of 0 means none
 	n.net = s.net.Node(n.id, n.store)
+	n.net.SetIncarnation(n.life)
 	n.commits = map[base.ShardID]shard.Status{}
 }
 
@@ -327,12 +345,26 @@ func (s *sim) tick(nodes ...*node) {
 		nodes = s.live()
 	}
 	time.Sleep(tick)
+	s.beat(nodes)
 	for _, n := range nodes {
 		if n.store != nil {
 			n.store.TickAll()
 		}
 	}
 	s.settle()
+}
+
+// beat lets the stores' Monitors say what they have to say, and answer each other.
+func (s *sim) beat(nodes []*node) {
+	for range 3 {
+		for _, n := range nodes {
+			if n.store != nil && n.monitor != nil {
+				n.monitor.Tick(s.clock.Boot())
+			}
+		}
+		for s.leases && s.net.Step() {
+		}
+	}
 }
 
 // until ticks until cond holds.
