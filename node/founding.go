@@ -18,7 +18,9 @@ import (
 const (
 	foundingPoll = 50 * time.Millisecond
 	// createPage is how many shards are made before their flags are cleared.
-	createPage = 128
+	createPage = 512
+	// createAtOnce is how many replicas a store makes at the same time: each needs a synced write, and they share syncs.
+	createAtOnce = 64
 )
 
 // foundingLoop finishes the making of the cluster. It runs at every start of every node: while there is a replica of the
@@ -249,12 +251,25 @@ func (m *member) createAt(ctx context.Context, id base.StoreID, descs []*base.De
 
 // create makes this store's replicas of new shards; the one listed first campaigns.
 func (m *member) create(descs []*base.Descriptor) error {
-	for _, d := range descs {
-		if err := m.store.Create(d, nil, len(d.Replicas) > 0 && d.Replicas[0].Store == m.self); err != nil {
-			return fmt.Errorf("make replica of %s: %w", d, err)
-		}
+	var mu sync.Mutex
+	var errs []error
+	var wg sync.WaitGroup
+	for from := range min(createAtOnce, len(descs)) {
+		wg.Go(func() {
+			for i := from; i < len(descs); i += createAtOnce {
+				d := descs[i]
+				err := m.store.Create(d, nil, len(d.Replicas) > 0 && d.Replicas[0].Store == m.self)
+				if err != nil {
+					mu.Lock()
+					errs = append(errs, fmt.Errorf("make replica of %s: %w", d, err))
+					mu.Unlock()
+					return
+				}
+			}
+		})
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // CreateReplicas implements InternalService.

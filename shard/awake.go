@@ -2,6 +2,7 @@ package shard
 
 import (
 	"go.etcd.io/etcd/raft/v3"
+	"go.etcd.io/etcd/raft/v3/raftpb"
 	"go.etcd.io/etcd/raft/v3/tracker"
 
 	"github.com/shardd/shardd/engine"
@@ -10,7 +11,9 @@ import (
 
 // Sleep (rule V9). A worker ticks and sweeps only the replicas that are awake; one that sleeps costs no tick, no message
 // and no time. Wake: whatever makes the worker look at the replica, a message, a request, a call, something that apply or
-// the disk has finished; and what concerns all groups of a store (liveness.go). Sleep, decided behind a tick: a follower
+// the disk has finished; and what concerns all groups of a store (liveness.go). Doze: a heartbeat, or the answer to one,
+// that finds nothing to do for the replica is taken in its sleep. A leader may fall asleep right behind the heartbeat that
+// it has sent, and would be woken by the answers otherwise to send the next one, for ever. Sleep, decided behind a tick: a follower
 // with nothing to do whose promise binds it; a leader with nothing to do whose lease holds, once every follower on a store
 // that supports this one has all of the log and knows that all of it is committed. A follower that is down keeps nobody
 // awake: when its store comes back, its leaders are woken. Without a Monitor nothing sleeps.
@@ -33,6 +36,38 @@ func (w *worker) wake(r *replica) {
 	if !rw.listed {
 		rw.listed = true
 		w.awake = append(w.awake, r)
+	}
+}
+
+// dozes reports whether a sleeping replica may look at what has come for it without waking: heartbeats and their answers
+// at most, or nothing, if it was dealt with in the pass in which the replica fell asleep.
+func (r *replica) dozes() bool {
+	if r.worker.awake || r.worker.disposed || r.store.live == nil || r.parking.Load() {
+		return false
+	}
+	in := &r.in
+	in.Lock()
+	defer in.Unlock()
+	if len(in.writes)+len(in.reads)+len(in.transfers)+len(in.calls)+len(in.sent)+len(in.unreachable) > 0 || in.campaign {
+		return false
+	}
+	for i := range in.msgs {
+		if t := in.msgs[i].msg.Type; t != raftpb.MsgHeartbeat && t != raftpb.MsgHeartbeatResp {
+			return false
+		}
+	}
+	return true
+}
+
+// wakeUnlessDone ends the visit of a replica that sleeps: if it has something to do now it wakes up.
+func (w *worker) wakeUnlessDone(r *replica) {
+	defer w.recoverFault(r)
+	rw := &r.worker
+	if rw.disposed {
+		return
+	}
+	if rw.inflight || rw.still || r.uninitialised() || !w.mayRest(r) {
+		w.wake(r)
 	}
 }
 

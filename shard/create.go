@@ -114,10 +114,13 @@ func (s *Store) reserveCreation(c *creation) (wait <-chan struct{}, exists bool,
 		}
 		c.over = r
 	}
-	for _, r := range s.mu.replicas {
-		if old := r.desc.Load(); old != nil && old.Overlaps(d) {
-			return nil, false, &OverlapError{New: d, Old: old}
-		}
+	var old *base.Descriptor
+	s.mu.ranges.overlapping(d.Start, d.End, func(o *base.Descriptor) bool {
+		old = o
+		return false
+	})
+	if old != nil {
+		return nil, false, &OverlapError{New: d, Old: old}
 	}
 	if o := s.inTheWayLocked(c.op); o != nil {
 		return nil, false, &OverlapError{New: d, Old: o.desc}

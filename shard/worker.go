@@ -98,7 +98,9 @@ func (w *worker) process(keys []uint64) {
 	w.collect()
 	for _, k := range keys {
 		if r := w.byShard[k]; r != nil {
-			w.wake(r)
+			if !r.dozes() {
+				w.wake(r)
+			}
 			w.activate(r)
 		}
 	}
@@ -113,6 +115,9 @@ func (w *worker) process(keys []uint64) {
 	slices.SortFunc(w.active, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
 	for i, r := range w.active {
 		w.visit(r)
+		if !r.worker.awake {
+			w.wakeUnlessDone(r)
+		}
 		if w.out.bytes >= s.cfg.PassBytes {
 			w.out.flush(s.cfg.Sender) // followers of many groups catch up: the peers' queues bound it, by dropping (L2)
 		}
