@@ -9,18 +9,19 @@ import (
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
-	"github.com/shardd/shardd/placement/plan"
-	"github.com/shardd/shardd/shard"
 )
 
 // Reporting, the sender's side: each interval a node tells the leader of the meta shard what its store holds. While the
 // leader is unknown it asks around with an empty report, whose answer names leader and place of the meta shard. The
 // receiver's side is in takereport.go.
 
-// sentReports is what the report loop, which owns it, remembers.
+// sentReports is what the report loop, which owns it, remembers. A report looks at the replicas that something has happened
+// to, and at those of which the leader does not know all yet; the others are as they were.
 type sentReports struct {
-	answered map[base.ShardID]reported // what the leader has been told
-	full     bool                      // the next report is to be full
+	held     holdings
+	answered map[base.ShardID]*reported // what the leader has been told
+	open     map[base.ShardID]bool      // not told, or not exactly
+	full     bool                       // the next report is to be full
 	to       base.StoreID
 	turn     int // places asked without knowing the leader
 }
@@ -99,14 +100,14 @@ func (m *member) report(ctx context.Context) error {
 	if lead != s.to {
 		s.to, s.full = lead, true
 	}
-	req, now := m.buildReport(ctx)
+	req, answered := m.buildReport(ctx)
 	addr, _ := m.book.Addr(lead)
 	resp, err := m.sendReport(ctx, place{lead, addr}, req)
 	if err != nil {
 		return err
 	}
+	answered()
 	s.full = resp.WantFull
-	s.answered = now
 	m.learnUnfit(resp.Unfit)
 	m.learnFences(resp.Fenced)
 	m.learnSplit(resp.SplitBytes, resp.SplitRequests)
@@ -118,7 +119,7 @@ func (m *member) report(ctx context.Context) error {
 func (m *member) findMetaLeader(ctx context.Context) (base.StoreID, error) {
 	places := m.metaPlaces()
 	p := places[m.reports.sent.turn%len(places)]
-	req := m.reportHead(m.store.Summaries())
+	req := m.reportHead(m.store.Counts())
 	if _, err := m.sendReport(ctx, p, req); err != nil {
 		return 0, err
 	}
@@ -180,12 +181,13 @@ func (m *member) sendReport(ctx context.Context, p place, req *pb.ReportRequest)
 }
 
 // reportHead is a report of the node itself.
-func (m *member) reportHead(sums []shard.Summary) *pb.ReportRequest {
+func (m *member) reportHead(replicas, leaders int) *pb.ReportRequest {
 	free, disk := m.n.eng.DiskStats()
 	req := &pb.ReportRequest{
 		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation, Address: m.n.addr,
 		HttpAddress: m.n.publicHTTP(), Labels: m.n.cfg.Labels, Version: m.n.cfg.Version,
 		DiskBytes: disk, GoHeapBytes: heapBytes(), DiskFreeBytes: free, DiskLevel: m.n.diskLevel(),
+		ReplicaCount: uint32(replicas), LeaderCount: uint32(leaders),
 		DiskCapacityBytes: m.n.eng.DiskCapacity(), CpuMillis: m.cpu.millis(m.clock.Boot()), Slow: m.slow.why(m.clock.Boot()),
 	}
 	// That the meta leader cannot be reached is no news to it.
@@ -195,51 +197,84 @@ func (m *member) reportHead(sums []shard.Summary) *pb.ReportRequest {
 			break
 		}
 	}
-	for i := range sums {
-		if sums[i].Desc == nil {
-			continue
-		}
-		req.ReplicaCount++
-		if sums[i].Leads {
-			req.LeaderCount++
-		}
-	}
 	return req
 }
 
-// buildReport returns the next report, and what the receiver has been told once it has answered it.
-func (m *member) buildReport(ctx context.Context) (*pb.ReportRequest, map[base.ShardID]reported) {
-	sums := m.store.Summaries()
-	m.followers.look(ctx, m.store, sums)
+// buildReport returns the next report, and what to call once the receiver has answered it.
+func (m *member) buildReport(ctx context.Context) (req *pb.ReportRequest, answered func()) {
 	s, boot := &m.reports.sent, m.clock.Boot()
-	req := m.reportHead(sums)
-	req.Full = s.full
-	now := make(map[base.ShardID]reported, len(sums))
-	var digest plan.Digest
-	var load shard.Load
+	sums, gone := m.store.Changed()
+	if s.full {
+		sums, gone = m.store.Summaries(), nil
+		s.held, s.open = holdings{}, nil
+	}
+	s.held.init()
+	if s.open == nil {
+		s.open = make(map[base.ShardID]bool)
+	}
+	looked := make(map[base.ShardID]bool, len(sums))
+	for i := range sums {
+		looked[sums[i].Shard] = true
+		s.held.lead(&sums[i])
+	}
+	// Those that have nothing new to say themselves: of which followers have news, and of which not all was told.
+	again := m.followers.look(ctx, m.store, s.held.ledShards())
+	for id := range s.open {
+		again = append(again, id)
+	}
+	for _, id := range again {
+		if sum, ok := m.store.Summary(id); ok && !looked[id] && s.held.all[id] != nil {
+			looked[id] = true
+			sums = append(sums, sum)
+		}
+	}
+	telling := make(map[base.ShardID]*reported)
+	var replicas []*pb.ReplicaReport
 	for i := range sums {
 		sum := &sums[i]
 		r := m.reportedOf(sum, boot)
-		digest.Add(r.digested(sum.Shard))
-		if sum.Leads {
-			load = load.Plus(sum.Load)
-		}
-		if old, ok := s.answered[sum.Shard]; !s.full && ok && !r.worth(&old) {
-			now[sum.Shard] = old
-			continue
-		}
-		now[sum.Shard] = r
-		req.Replicas = append(req.Replicas, r.proto(sum.Shard, sum.Desc))
-	}
-	req.Digest, req.Load = digest.Sum(), loadProto(load)
-	if !s.full {
-		for id := range s.answered {
-			if _, ok := now[id]; !ok {
-				req.Removed = append(req.Removed, uint64(id))
-			}
+		s.held.put(sum, &r)
+		delete(s.open, sum.Shard)
+		if old := s.answered[sum.Shard]; s.full || old == nil || r.worth(old) {
+			telling[sum.Shard] = &r
+			s.open[sum.Shard] = true
+			replicas = append(replicas, r.proto(sum.Shard, sum.Desc))
+		} else if r.size != old.size || r.put != old.put {
+			s.open[sum.Shard] = true
 		}
 	}
-	return req, now
+	for _, id := range gone {
+		s.held.drop(id)
+		s.open[id] = true
+	}
+	full := s.full
+	var removed []base.ShardID
+	for id := range s.open {
+		if s.held.all[id] == nil {
+			removed = append(removed, id)
+		}
+	}
+	req = m.reportHead(s.held.replicas, s.held.leaders)
+	req.Full, req.Replicas = full, replicas
+	req.Digest, req.Load = s.held.digest.Sum(), loadProto(s.held.load())
+	for _, id := range removed {
+		if s.answered[id] != nil && !full {
+			req.Removed = append(req.Removed, uint64(id))
+		}
+	}
+	return req, func() {
+		if full || s.answered == nil {
+			s.answered = make(map[base.ShardID]*reported, len(telling))
+		}
+		for id, r := range telling {
+			s.answered[id] = r
+			delete(s.open, id)
+		}
+		for _, id := range removed {
+			delete(s.answered, id)
+			delete(s.open, id)
+		}
+	}
 }
 
 // metaSilence is how long the meta leader may not answer reports before the node says that it is not ready.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/binary"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -170,23 +171,21 @@ func (f *followers) of(id base.ShardID) (silent, behind string) {
 	return "", ""
 }
 
-// look asks the next shards, and those of which something is known, for the progress of their followers.
-func (f *followers) look(ctx context.Context, s *shard.Store, sums []shard.Summary) {
+// look asks the next of the shards led here, and those of which something is known, for the progress of their followers. It
+// returns those of which something else is known now.
+func (f *followers) look(ctx context.Context, s *shard.Store, led []base.ShardID) (news []base.ShardID) {
 	if f.known == nil {
 		f.known = make(map[base.ShardID]*follow)
 	}
-	var led []base.ShardID
-	for i := range sums {
-		if sums[i].Leads && sums[i].Faulted == "" && sums[i].Desc != nil && len(sums[i].Desc.Replicas) > 1 {
-			led = append(led, sums[i].Shard)
-		}
-	}
 	ask := make(map[base.ShardID]bool)
-	for id := range f.known {
+	for id, k := range f.known {
 		if _, ok := slices.BinarySearch(led, id); ok {
 			ask[id] = true
 		} else {
 			delete(f.known, id)
+			if k.silent+k.behind != "" {
+				news = append(news, id)
+			}
 		}
 	}
 	for range min(len(led), max(followTurn, len(led)/followAll)) {
@@ -195,13 +194,15 @@ func (f *followers) look(ctx context.Context, s *shard.Store, sums []shard.Summa
 	}
 	look, cancel := context.WithTimeout(ctx, followLook)
 	defer cancel()
-	for id := range ask {
-		ps, err := s.Progress(look, id)
-		if err != nil {
-			continue // a busy worker: another time
-		}
+	// A busy worker does not answer: another time.
+	for id, ps := range s.ProgressOf(look, slices.Collect(maps.Keys(ask))) {
+		silent, behind := f.of(id)
 		f.take(id, ps)
+		if a, b := f.of(id); a != silent || b != behind {
+			news = append(news, id)
+		}
 	}
+	return news
 }
 
 // take takes the progress of a shard in.

@@ -445,6 +445,7 @@ func (aw *applyWorker) publish(run *applyRun, took, now time.Duration) {
 	r.state.Unlock()
 	if d := r.machine.Descriptor(); d != r.desc.Load() {
 		r.desc.Store(d)
+		s.peers.changed()
 	}
 	r.applied.Store(st.Index)
 	for _, p := range run.waits {

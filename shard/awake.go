@@ -33,6 +33,7 @@ func (w *worker) wake(r *replica) {
 	}
 	rw.awake, rw.idle = true, 0
 	r.wakeUp()
+	w.store.note(r)
 	if !rw.listed {
 		rw.listed = true
 		w.awake = append(w.awake, r)

@@ -262,6 +262,7 @@ func (h *halt) publish(out *boundaryOutcome) {
 		r.state.Unlock()
 		if d := r.machine.Descriptor(); d != r.desc.Load() {
 			r.desc.Store(d)
+			s.peers.changed()
 			r.forgetSize()
 		}
 		r.frozen.Store(st.Freeze)

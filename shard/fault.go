@@ -15,6 +15,7 @@ func (s *Store) fault(r *replica, reason string, stack []byte) {
 	if !r.faulted.CompareAndSwap(nil, &reason) {
 		return
 	}
+	s.note(r)
 	s.metrics.faults.Inc()
 	attrs := []any{"replica", r.String(), "reason", reason, "applied", r.applied.Load(), "commit", r.commit.Load()}
 	if stack != nil {

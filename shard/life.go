@@ -369,6 +369,8 @@ func (s *Store) publish(r, old *replica, reason string) {
 func (s *Store) publishLocked(r, old *replica, reason string) {
 	s.mu.replicas[r.shard] = r
 	s.mu.ranges.add(r)
+	s.peers.changed()
+	s.note(r)
 	delete(s.mu.dead, r.shard)
 	w := s.workerOf(r.shard)
 	w.mu.Lock()

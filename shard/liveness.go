@@ -5,6 +5,8 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/shard/liveness"
@@ -39,22 +41,44 @@ func (s *Store) Liveness(from base.StoreID, incarnation uint64, payload []byte) 
 }
 
 // PeerStores returns the other stores that have a replica of a shard of this store, ascending: those with which it
-// exchanges beats.
+// exchanges beats. It looks through the descriptors only if one has changed since the last call.
 func (s *Store) PeerStores() []base.StoreID {
+	p := &s.peers
+	p.Lock()
+	defer p.Unlock()
+	changes := p.changes.Load() // before the look
+	if p.known && p.seen == changes {
+		return p.stores
+	}
 	found := map[base.StoreID]bool{}
-	for _, r := range s.all() {
+	s.mu.RLock()
+	for _, r := range s.mu.replicas {
 		d := r.desc.Load()
 		if d == nil {
 			continue // it has heard from its leader, and that store from its own descriptor
 		}
-		for _, p := range d.Replicas {
-			if p.Store != s.cfg.Store {
-				found[p.Store] = true
-			}
+		for i := range d.Replicas {
+			found[d.Replicas[i].Store] = true
 		}
 	}
-	return slices.Sorted(maps.Keys(found))
+	s.mu.RUnlock()
+	delete(found, s.cfg.Store)
+	p.stores, p.seen, p.known = slices.Sorted(maps.Keys(found)), changes, true
+	return p.stores
 }
+
+// peerStores is what PeerStores found, and whether it still is so.
+type peerStores struct {
+	changes atomic.Uint64 // of descriptors, and of the replicas that are here
+
+	sync.Mutex
+	stores []base.StoreID // never changed
+	seen   uint64         // changes, when they were looked for
+	known  bool
+}
+
+// changed is called after a descriptor or a replica was published or taken away.
+func (p *peerStores) changed() { p.changes.Add(1) }
 
 // OnLapse is what liveness.Config.OnLapse has to call.
 func (s *Store) OnLapse(store base.StoreID, epoch uint64) {

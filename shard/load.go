@@ -173,6 +173,7 @@ func (r *replica) foldLoad(now time.Duration) Load {
 type timed struct{ start time.Duration }
 
 func (r *replica) beginRead() timed {
+	r.store.note(r)
 	if !picked(r.load.reads.Add(1)) {
 		return timed{}
 	}

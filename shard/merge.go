@@ -152,6 +152,8 @@ func (s *Store) publishMerged(r, l *replica, ownLocked func()) {
 	if s.mu.replicas[r.shard] == r {
 		delete(s.mu.replicas, r.shard)
 		s.mu.ranges.remove(r)
+		s.peers.changed()
+		s.noteGone(r.shard)
 	}
 	s.buryLocked(r.shard, engine.ReplicaMark{NextReplicaID: engine.MergedAway})
 	ownLocked()

@@ -218,6 +218,8 @@ func (s *Store) unpublish(r *replica, mark engine.ReplicaMark, reason string) {
 	if s.mu.replicas[r.shard] == r {
 		delete(s.mu.replicas, r.shard)
 		s.mu.ranges.remove(r)
+		s.peers.changed()
+		s.noteGone(r.shard)
 	}
 	s.buryLocked(r.shard, mark)
 	w := s.workerOf(r.shard)

@@ -42,12 +42,15 @@ type replica struct {
 	lease    atomic.Pointer[lease]         // what it may count on as a leader, nil: nothing
 	asleep   atomic.Bool                   // it is not ticked
 	noticing atomic.Bool                   // worker.notices is not empty
+	noted    atomic.Bool                   // in Store.news.list
 	silent   atomic.Int64                  // ticks since the last word from a leader, or since this one led
 	parking  atomic.Bool                   // in.park is set
 	leaving  atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
 
 	size shardSize
 	load load
+
+	measureDue bool // in Store.news.later, whose lock guards it
 
 	in     inbox
 	wait   waiting

@@ -133,6 +133,48 @@ func (s *Store) Progress(ctx context.Context, shard base.ShardID) ([]Progress, e
 	}
 }
 
+// ProgressOf is Progress for many shards, with one question to each worker. It leaves out those of which nothing is known,
+// and at the end of ctx those of the workers that have not answered.
+func (s *Store) ProgressOf(ctx context.Context, shards []base.ShardID) map[base.ShardID][]Progress {
+	parts := make([][]*replica, len(s.workers))
+	for _, id := range shards {
+		if r, err := s.find(id); err == nil {
+			i := s.pool.Worker(uint64(id))
+			parts[i] = append(parts[i], r)
+		}
+	}
+	type answer struct {
+		rs []*replica
+		ps [][]Progress
+	}
+	ch := make(chan answer, len(parts))
+	asked := 0
+	for i, part := range parts {
+		w := s.workers[i]
+		if len(part) > 0 && w.peek(func() {
+			a := answer{rs: part, ps: make([][]Progress, len(part))}
+			for j, r := range part {
+				a.ps[j] = w.progress(r)
+			}
+			ch <- a
+		}) {
+			asked++
+		}
+	}
+	out := make(map[base.ShardID][]Progress, len(shards))
+	for range asked {
+		select {
+		case a := <-ch:
+			for j, r := range a.rs {
+				out[r.shard] = a.ps[j]
+			}
+		case <-ctx.Done():
+			return out
+		}
+	}
+	return out
+}
+
 // progress is called by the worker, at any moment.
 func (w *worker) progress(r *replica) []Progress {
 	if r.worker.disposed || r.worker.rn == nil || r.worker.rn.BasicStatus().RaftState != raft.StateLeader {

@@ -58,6 +58,9 @@ type Store struct {
 	used struct {
 		inbox, queue, uncommitted, apply, reads atomic.Int64
 	}
+	news  news
+	peers peerStores
+
 	proposals atomic.Uint64 // ids, unique in this incarnation
 	contexts  atomic.Uint64 // of read indexes, unique in this incarnation
 	sends     atomic.Uint64 // ids of snapshots in flight

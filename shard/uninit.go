@@ -1,7 +1,9 @@
 package shard
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -228,11 +230,25 @@ type Orphan struct {
 func (s *Store) Orphans() []Orphan {
 	var out []Orphan
 	now := s.clock.Boot()
-	for _, r := range s.all() {
+	for _, r := range s.doubtful() {
 		if why := r.orphaned(now); why != "" {
 			out = append(out, Orphan{Shard: r.shard, Replica: r.id, Desc: r.desc.Load(), Reason: why})
 		}
 	}
+	return out
+}
+
+// doubtful returns the replicas that may be orphans, by shard: few, of all that are looked at.
+func (s *Store) doubtful() (out []*replica) {
+	limit := 2 * int64(s.cfg.ElectionTick)
+	s.mu.RLock()
+	for _, r := range s.mu.replicas {
+		if r.silent.Load() > limit || r.faulted.Load() != nil || r.frozen.Load() != nil || r.newer.Load() || r.uninitialised() {
+			out = append(out, r)
+		}
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(out, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
 	return out
 }
 
