@@ -439,3 +439,36 @@ func TestV9EachReasonToWakeALeaderCounts(t *testing.T) {
 		c.untilAsleep(7)
 	}
 }
+
+// A leader may fall asleep right behind a heartbeat: if the answers woke it, it would send the next one, for ever.
+func TestV9AHeartbeatAndItsAnswerWakeNobodyWhoHasNothingToDo(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	var beat wire.RaftMessage
+	lead.tap(func(to base.StoreID, msgs []wire.RaftMessage) {
+		for _, m := range msgs {
+			if to == 2 && m.Msg.Type == raftpb.MsgHeartbeat {
+				beat = m
+			}
+		}
+	})
+	c.put(7, "a", "2")
+	c.until("a heartbeat was sent", func() bool { return beat.Shard == 7 })
+	c.untilAsleep(7)
+	others := 0
+	answers := c.count(func(m *wire.RaftMessage) bool {
+		if m.Msg.Type != raftpb.MsgHeartbeatResp {
+			others++
+		}
+		return m.Msg.Type == raftpb.MsgHeartbeatResp
+	})
+	for range 3 {
+		c.nodes[2].store.Step([]wire.RaftMessage{beat})
+		c.settle()
+		if !c.asleep(7) {
+			t.Fatal("a replica was woken")
+		}
+	}
+	if *answers != 3 || others != 0 {
+		t.Fatalf("%d answers and %d other messages, want 3 and none", *answers, others)
+	}
+}
