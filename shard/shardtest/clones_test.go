@@ -20,33 +20,37 @@ import (
 // keep every promise made so far: terms and votes (observer.boots), acknowledged appends, acknowledged writes. Its state
 // must be what its log says, before and after, and no write that was definitely refused may turn up.
 func TestACrashOfAllStoresAtAnySyncedBoundaryLosesNothingPromised(t *testing.T) {
-	eachSeed(t, 1, func(t *testing.T, seed int64) {
-		rng := rand.New(rand.NewPCG(uint64(seed), 2))
-		tune := func(c *shard.Config) { c.EntryBytes, c.MaxSizePerMsg = 300, 400 }
-		simulate(t, seed, 3, tune, func(s *sim) {
-			run := &cloneRun{s: s, rng: rng, replay: newReplayer(t)}
-			defer run.replay.close()
-			s.create(desc(7, "a", "b", 1, 2, 3), true)
-			s.create(desc(8, "b", "c", 2, 3, 1), true)
-			s.net.SetFaults(simnet.Faults{Drop: 0.03, Duplicate: 0.03, Reorder: 0.1, MaxDelay: 2 * time.Millisecond})
-			s.atSync = run.crashAll
-			for run.boundaries < 45 && !t.Failed() {
-				run.step()
-			}
-			// A quiet end: however unlucky the seed, some acknowledged writes go through crashes.
-			s.net.HealAll()
-			s.net.SetFaults(simnet.Faults{})
-			for i := 0; run.acked() < 10 && i < 100 && !t.Failed(); i++ {
-				run.write()
-				s.tick()
-			}
-			s.atSync = nil
-			t.Logf("%d boundaries, %d worlds, %d writes, %d acknowledged",
-				run.boundaries, run.worlds, len(run.writes), run.acked())
-			if run.acked() < 10 {
-				t.Errorf("only %d writes were acknowledged", run.acked())
-			}
-		})
+	withAndWithoutLeases(t, func(t *testing.T, leases bool) {
+		eachSeed(t, 1, func(t *testing.T, seed int64) { crashAtEachBoundary(t, seed, leases) })
+	})
+}
+
+func crashAtEachBoundary(t *testing.T, seed int64, leases bool) {
+	rng := rand.New(rand.NewPCG(uint64(seed), 2))
+	tune := func(c *shard.Config) { c.EntryBytes, c.MaxSizePerMsg = 300, 400 }
+	simulateWith(t, seed, 3, leases, tune, func(s *sim) {
+		run := &cloneRun{s: s, rng: rng, replay: newReplayer(t)}
+		defer run.replay.close()
+		s.create(desc(7, "a", "b", 1, 2, 3), true)
+		s.create(desc(8, "b", "c", 2, 3, 1), true)
+		s.net.SetFaults(simnet.Faults{Drop: 0.03, Duplicate: 0.03, Reorder: 0.1, MaxDelay: 2 * time.Millisecond})
+		s.atSync = run.crashAll
+		for run.boundaries < 30 && !t.Failed() {
+			run.step()
+		}
+		// A quiet end: however unlucky the seed, some acknowledged writes go through crashes.
+		s.net.HealAll()
+		s.net.SetFaults(simnet.Faults{})
+		for i := 0; run.acked() < 10 && i < 100 && !t.Failed(); i++ {
+			run.write()
+			s.tick()
+		}
+		s.atSync = nil
+		t.Logf("%d boundaries, %d worlds, %d writes, %d acknowledged",
+			run.boundaries, run.worlds, len(run.writes), run.acked())
+		if run.acked() < 10 {
+			t.Errorf("only %d writes were acknowledged", run.acked())
+		}
 	})
 }
 
@@ -122,25 +126,13 @@ func (c *cloneRun) crashAll(n *node, when string) {
 		c.worlds++
 		what := fmt.Sprintf("world %d: %s %s of boundary %d, %v%% kept, seed %d",
 			c.worlds, n.id, when, c.boundaries, keep, c.s.seed)
-		c.verify(what, c.fork(keep))
+		c.verify(what, c.s.fork(c.worlds, keep))
 		if c.s.t.Failed() {
 			c.s.t.Logf("first failure in %s", what)
 			c.s.atSync = nil
 			return
 		}
 	}
-}
-
-// fork copies the world after a power loss everywhere.
-func (c *cloneRun) fork(keep []int) *sim {
-	s := c.s
-	w := newSim(s.t, s.seed+int64(c.worlds), s.obs.fork(), s.tune)
-	for i, n := range s.nodes {
-		m := &node{s: w, id: n.id, fs: n.fs.CrashClone(keep[i], s.seed+int64(3*c.worlds+i)), life: n.life}
-		w.nodes = append(w.nodes, m)
-		w.start(m)
-	}
-	return w
 }
 
 // verify checks a world from its boot until it is whole again.

@@ -253,10 +253,14 @@ func crashesOfOpen(t *testing.T, fs *engine.FS, seed int64) (clones []*engine.FS
 // etcd#13766 and the promise of a leader to its clients: a power loss of everybody while writes are under way, many
 // times over, with what was acknowledged counted outside.
 func TestRepeatedPowerLossOfAllStoresKeepsEveryAcknowledgedWrite(t *testing.T) {
+	withAndWithoutLeases(t, powerLosses)
+}
+
+func powerLosses(t *testing.T, leases bool) {
 	seed := rand.Int64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(uint64(seed), 6))
-	simulate(t, seed, 3, nil, func(s *sim) {
+	simulateWith(t, seed, 3, leases, nil, func(s *sim) {
 		replay := newReplayer(t)
 		defer replay.close()
 		s.create(desc(7, "", "", 1, 2, 3), true)

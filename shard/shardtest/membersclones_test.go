@@ -20,10 +20,14 @@ import (
 // and hold no replica on any disk that the descriptor does not list, once those that missed their removal have the
 // proof.
 func TestACrashOfAllStoresAtAnySyncedBoundaryOfAMoveLeavesOneMembership(t *testing.T) {
+	withAndWithoutLeases(t, crashAtEachBoundaryOfAMove)
+}
+
+func crashAtEachBoundaryOfAMove(t *testing.T, leases bool) {
 	for _, leaver := range []base.StoreID{1, 2} {
 		t.Run(fmt.Sprintf("of %s, led by n1", leaver), func(t *testing.T) {
 			eachSeed(t, 1, func(t *testing.T, seed int64) {
-				simulate(t, seed, 4, nil, func(s *sim) {
+				simulateWith(t, seed, 4, leases, nil, func(s *sim) {
 					m := &moveRun{s: s}
 					d := desc(7, "", "", 1, 2, 3, 4)
 					d.Replicas[3].Role = base.RoleLearner
@@ -110,24 +114,13 @@ func (m *moveRun) crashAll(n *node, when string) {
 		m.worlds++
 		what := fmt.Sprintf("world %d: %s %s of boundary %d, %v%% kept, seed %d",
 			m.worlds, n.id, when, m.boundaries, keep, m.s.seed)
-		m.verify(what, m.fork(keep))
+		m.verify(what, m.s.fork(m.worlds, keep))
 		if m.s.t.Failed() {
 			m.s.t.Logf("first failure in %s", what)
 			m.s.atSync = nil
 			return
 		}
 	}
-}
-
-func (m *moveRun) fork(keep []int) *sim {
-	s := m.s
-	w := newSim(s.t, s.seed+int64(m.worlds), s.obs.fork(), s.tune)
-	for i, n := range s.nodes {
-		c := &node{s: w, id: n.id, fs: n.fs.CrashClone(keep[i], s.seed+int64(4*m.worlds+i)), life: n.life}
-		w.nodes = append(w.nodes, c)
-		w.start(c)
-	}
-	return w
 }
 
 func (m *moveRun) verify(what string, w *sim) {

@@ -187,12 +187,8 @@ func (n *liveNode) AskMerge(q shard.MergeQuestion, abort bool, done func(shard.M
 // their voters change. No read by a lease is stale, every write that was acknowledged stays, and the shards tile the key
 // space in the end.
 func TestLeasesUnderPausesTransfersChangesSplitsAndMergesAreLinearizable(t *testing.T) {
-	n := 5
-	if testing.Short() {
-		n = 2
-	}
 	stood, counts := map[string]bool{}, map[string]int{}
-	eachSeed(t, n, func(t *testing.T, seed int64) {
+	eachSeed(t, 5, func(t *testing.T, seed int64) {
 		var c *live
 		how := course{stores: 3, splits: true, merges: true, lasts: 90 * time.Second}
 		synctest.Test(t, func(t *testing.T) { c = runMoving(t, seed, how) })

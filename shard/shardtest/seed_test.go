@@ -30,7 +30,8 @@ func seedRaft(seed int64) {
 	raftRand.rand = rand.New(rand.NewSource(seed))
 }
 
-// eachSeed calls f with seeds: SHARDD_SEED alone, or n fresh ones, or as many as fit into SHARDD_TORTURE minutes.
+// eachSeed calls f with seeds: SHARDD_SEED alone, or n fresh ones, half as many with -short, or as many as fit into
+// SHARDD_TORTURE minutes.
 func eachSeed(t *testing.T, n int, f func(t *testing.T, seed int64)) {
 	t.Helper()
 	if s := os.Getenv("SHARDD_SEED"); s != "" {
@@ -40,6 +41,9 @@ func eachSeed(t *testing.T, n int, f func(t *testing.T, seed int64)) {
 		}
 		f(t, seed)
 		return
+	}
+	if testing.Short() {
+		n = (n + 1) / 2
 	}
 	var end time.Time
 	if s := os.Getenv("SHARDD_TORTURE"); s != "" {

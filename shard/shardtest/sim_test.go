@@ -94,6 +94,26 @@ func newSim(t testing.TB, seed int64, obs *observer, tune func(*shard.Config)) *
 	return &sim{t: t, seed: seed, net: simnet.New(seed), clock: clock.Process(), obs: obs, tune: tune}
 }
 
+// withAndWithoutLeases runs f for both kinds of clusters; with -short for those with leases.
+func withAndWithoutLeases(t *testing.T, f func(t *testing.T, leases bool)) {
+	if !testing.Short() {
+		t.Run("without leases", func(t *testing.T) { f(t, false) })
+	}
+	t.Run("with leases", func(t *testing.T) { f(t, true) })
+}
+
+// fork makes a world of what the stores' disks keep of theirs, when all of them lose power at this moment.
+func (s *sim) fork(world int, keep []int) *sim {
+	w := newSim(s.t, s.seed+int64(world), s.obs.fork(), s.tune)
+	w.leases, w.size = s.leases, s.size
+	for i, n := range s.nodes {
+		m := &node{s: w, id: n.id, fs: n.fs.CrashClone(keep[i], s.seed+int64(len(s.nodes)*world+i)), life: n.life}
+		w.nodes = append(w.nodes, m)
+		w.start(m)
+	}
+	return w
+}
+
 // add starts one more store on a file system that has seen so many lives.
 func (s *sim) add(fs *engine.FS, lives uint64) *node {
 	s.t.Helper()
