@@ -27,6 +27,10 @@ func TestACrashOfAllStoresAtAnySyncedBoundaryLosesNothingPromised(t *testing.T) 
 
 func crashAtEachBoundary(t *testing.T, seed int64, leases bool) {
 	rng := rand.New(rand.NewPCG(uint64(seed), 2))
+	boundaries := 30
+	if testing.Short() {
+		boundaries = 12
+	}
 	tune := func(c *shard.Config) { c.EntryBytes, c.MaxSizePerMsg = 300, 400 }
 	simulateWith(t, seed, 3, leases, tune, func(s *sim) {
 		run := &cloneRun{s: s, rng: rng, replay: newReplayer(t)}
@@ -35,7 +39,7 @@ func crashAtEachBoundary(t *testing.T, seed int64, leases bool) {
 		s.create(desc(8, "b", "c", 2, 3, 1), true)
 		s.net.SetFaults(simnet.Faults{Drop: 0.03, Duplicate: 0.03, Reorder: 0.1, MaxDelay: 2 * time.Millisecond})
 		s.atSync = run.crashAll
-		for run.boundaries < 30 && !t.Failed() {
+		for run.boundaries < boundaries && !t.Failed() {
 			run.step()
 		}
 		// A quiet end: however unlucky the seed, some acknowledged writes go through crashes.
