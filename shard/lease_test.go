@@ -464,6 +464,48 @@ func TestV8WhoIsReleasedWaitsForWordOfTheNextLeaderFirst(t *testing.T) {
 	}
 }
 
+// A release goes by another lane than appends, and overtakes them.
+func TestV8ALateAppendOfALeaderThatGaveUpTakesNobodysTurn(t *testing.T) {
+	c, _ := liveShard(t, nil)
+	three := c.nodes[3]
+	r, term := three.store.lookup(7), c.termOf(three, 7)
+	three.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term}})
+	three.passes()
+	three.store.Step([]wire.RaftMessage{msgBetween(7, 1, 3, raftpb.Message{Type: raftpb.MsgHeartbeat, Term: term})})
+	three.passes()
+	if r.promised.Load() != nil || !r.worker.runOut.queued {
+		t.Fatalf("promise %v, queued %t", r.promised.Load(), r.worker.runOut.queued)
+	}
+	three.filter(func(*wire.RaftMessage) bool { return false })
+	for ticks := 0; r.worker.rn.BasicStatus().RaftState == raft.StateFollower; ticks++ {
+		if ticks > 3*rankTicks {
+			t.Fatal("it does not stand in its turn")
+		}
+		c.clock.now.Add(int64(three.store.cfg.Tick))
+		three.store.TickAll()
+		three.passes()
+	}
+}
+
+// What takes the place of a replica that has stopped must not inherit a promise that nobody counts on any more.
+func TestV8AReleaseReachesAReplicaThatHasStopped(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	three := c.nodes[3]
+	r, term := three.store.lookup(7), c.termOf(lead, 7)
+	three.store.fault(r, "a test", nil)
+	three.store.pool.Enqueue(7)
+	three.passes()
+	three.faults = nil
+	if !r.worker.disposed || r.bound(three.Boot()) == nil {
+		t.Fatalf("disposed %t, bound %v", r.worker.disposed, r.bound(three.Boot()))
+	}
+	three.store.OnReleased(1, []liveness.Group{{Shard: 7, Term: term}})
+	three.passes()
+	if r.bound(three.Boot()) != nil || r.worker.runOut.queued {
+		t.Fatalf("bound %v, queued %t", r.bound(three.Boot()), r.worker.runOut.queued)
+	}
+}
+
 func TestV8AskedAStoreSaysWhatItDoesNotLead(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	term := c.termOf(lead, 7)

@@ -94,10 +94,13 @@ func (w *worker) sendNotices(r *replica) {
 	msgs := rw.notices
 	rw.notices = nil
 	r.noticing.Store(false)
-	if rw.disposed || !rw.leads || msgs[0].Term != rw.term {
-		return
+	if !rw.disposed && rw.leads {
+		for i := range msgs {
+			if msgs[i].Term == rw.term {
+				w.send(r, &msgs[i])
+			}
+		}
 	}
-	w.sendAll(r, msgs)
 	clear(msgs)
 	rw.notices = msgs[:0]
 }
@@ -116,21 +119,22 @@ func (w *worker) sendDueNotices() {
 		rw.noticeQueued = false
 		w.sendNotices(r)
 	}
-	if n > 0 {
-		w.noticed = slices.Delete(w.noticed, 0, n)
-		w.armNotices()
-	}
+	w.noticed = slices.Delete(w.noticed, 0, n)
+	w.armNotices()
 }
 
-// armNotices has the worker woken when the next notices are due. A pass that comes by sooner sees to what is due then.
+// armNotices has the worker woken when the next notices are due, unless it will be. If their turn has not come then, since
+// the store's clock is behind the timer's or a pass has come by meanwhile, it is armed again.
 func (w *worker) armNotices() {
-	if len(w.noticed) == 0 || w.noticeTimer != nil && w.now < w.noticeWake {
+	if len(w.noticed) == 0 || w.noticeArmed.Swap(true) {
 		return
 	}
 	d := max(w.noticed[0].due-w.now, time.Millisecond)
-	w.noticeWake = w.now + d
 	if w.noticeTimer == nil {
-		w.noticeTimer = time.AfterFunc(d, func() { w.store.pool.Enqueue(w.control) })
+		w.noticeTimer = time.AfterFunc(d, func() {
+			w.noticeArmed.Store(false)
+			w.store.pool.Enqueue(w.control)
+		})
 	} else {
 		w.noticeTimer.Reset(d)
 	}

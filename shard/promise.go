@@ -88,11 +88,17 @@ func (w *worker) follow(r *replica, m *inMessage) {
 	if st.Term != m.msg.Term || st.RaftState != raft.StateFollower || st.Lead != m.msg.From {
 		return // raft has not followed it
 	}
-	rw := &r.worker
+	if r.worker.released.covers(m.store, st.Term, w.now) {
+		// It was under way when its leader gave up: raft may not wait for that one again, nor refuse others because of it.
+		w.runOut(r)
+		if !r.worker.runOut.queued {
+			w.queueAt(r, m.store, w.now+w.rankTime())
+		}
+		return
+	}
 	w.endRunOut(r) // there is a leader
-	next := promise{store: m.store, replica: base.ReplicaID(m.msg.From), term: st.Term}
-	if !rw.released.covers(m.store, st.Term, w.now) { // else it was under way when its leader gave up
-		next.epoch = w.store.live.Epoch(m.store, w.now)
+	next := promise{
+		store: m.store, replica: base.ReplicaID(m.msg.From), term: st.Term, epoch: w.store.live.Epoch(m.store, w.now),
 	}
 	switch {
 	case next.epoch != 0:

@@ -66,13 +66,17 @@ func (w *worker) takeRelease(r *replica, from base.StoreID, g *liveness.Group) {
 	rw, term := &r.worker, g.Term
 	rw.released = releasedBy{from, term, w.now + w.store.live.Promise()}
 	p := r.promised.Load()
-	if rw.disposed || rw.rn == nil || p == nil || p.store != from || p.term > term {
+	if p == nil || p.store != from || p.term > term {
 		return
 	}
-	if rw.still || rw.inflight {
-		// Not now: raft is somebody else's, or a Ready is under way. What binds it is gone, the rest is for the run-out.
-		r.promised.Store(&promise{store: p.store, replica: p.replica, term: p.term})
-	} else {
+	switch ended := rw.disposed || rw.rn == nil; {
+	case ended || rw.still || rw.inflight:
+		// Not now: raft is gone, or somebody else's, or a Ready is under way. What binds it is gone, also for the object that
+		// takes its place; the rest is for the run-out.
+		if r.promised.Store(&promise{store: p.store, replica: p.replica, term: p.term}); ended {
+			return
+		}
+	default:
 		w.runOut(r)
 	}
 	// Whoever gives up has most often met a candidate or a leader of a later term, of which this replica has not heard yet: a
@@ -398,7 +402,8 @@ func (w *worker) letGoFirst(r *replica, m *inMessage) {
 		return
 	}
 	o.let = append(o.let, from)
-	o.lost, o.since = 0, w.now+w.rankTime() // later than it was, so that runOutDue is early at worst
+	o.lost, o.since = 0, w.now+w.rankTime()
+	w.runOutDue = min(w.runOutDue, o.since)
 }
 
 // compareLog says whether a candidate's log is ahead of the replica's own (1), equal (0) or behind it (-1).

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shardd/shardd/engine"
@@ -57,10 +58,10 @@ type worker struct {
 	fired       int
 	fireBatch   int // the constant
 
-	// noticed are the groups with commit notices, by when they are due; noticeWake is what the timer is set to.
+	// noticed are the groups with commit notices, by when they are due; noticeArmed while the timer runs for the first.
 	noticed     []heldNotices
 	noticeTimer *time.Timer
-	noticeWake  time.Duration
+	noticeArmed atomic.Bool
 
 	msgs     []inMessage // scratch of step
 	free     []*pass
