@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -66,59 +65,6 @@ func TestFiguresOfYCSB(t *testing.T) {
 	t.Logf("\n%s", bench.Table(cells))
 }
 
-// idle is what replicas cost that nobody uses.
-type idle struct {
-	Machine  ycsb.Machine `json:"machine"`
-	Shards   int          `json:"shards"`
-	Replicas int          `json:"replicas_per_node"`
-	// Of one node, mean of the three, a cluster of one shard beside one of many.
-	RSSBase     uint64  `json:"rss_bytes_one_shard"`
-	RSS         uint64  `json:"rss_bytes"`
-	HeapBase    uint64  `json:"live_heap_bytes_one_shard"`
-	Heap        uint64  `json:"live_heap_bytes"`
-	HeapPer1000 float64 `json:"live_heap_bytes_per_1000_replicas"`
-	RSSPer1000  float64 `json:"rss_bytes_per_1000_replicas"`
-	// Of one core, one node, while nothing happens but ticks and heartbeats.
-	CPUBase float64 `json:"cpu_percent_one_shard"`
-	CPU     float64 `json:"cpu_percent"`
-}
-
-// What a thousand shards cost in memory and processor time while nobody uses them, awake: every replica ticks.
-func TestFiguresOfIdleShards(t *testing.T) {
-	bin := binaries(t)
-	dir, full := figures(t, "idle")
-	shards, watch := 100, 5*time.Second
-	if full {
-		shards, watch = 1000, 30*time.Second
-	}
-	path := filepath.Join(dir, "idle.json")
-	if _, err := os.Stat(path); err == nil {
-		t.Logf("%s is there: not measured again", path)
-		return
-	}
-	var out idle
-	out.Machine = ycsb.DescribeMachine()
-	out.Shards, out.Replicas = shards, shards+1
-	out.RSSBase, out.HeapBase, out.CPUBase = measureIdle(t, bin, 1, watch)
-	out.RSS, out.Heap, out.CPU = measureIdle(t, bin, shards, watch)
-	out.RSSPer1000 = (float64(out.RSS) - float64(out.RSSBase)) * 1000 / float64(shards-1)
-	out.HeapPer1000 = (float64(out.Heap) - float64(out.HeapBase)) * 1000 / float64(shards-1)
-	text, err := json.MarshalIndent(out, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s", text)
-	if full {
-		return
-	}
-	if out.Heap <= out.HeapBase {
-		t.Errorf("live heap of %d shards is %d bytes, of one shard %d: nothing was measured", shards, out.Heap, out.HeapBase)
-	}
-}
-
 // ycsbSplits divides the keys of that many YCSB records evenly.
 func ycsbSplits(t *testing.T, shards int, records int) [][]byte {
 	t.Helper()
@@ -128,35 +74,6 @@ func ycsbSplits(t *testing.T, shards int, records int) [][]byte {
 		t.Fatal(err)
 	}
 	return splits
-}
-
-// measureIdle returns the mean of three nodes.
-func measureIdle(t *testing.T, bin harness.Binaries, shards int, watch time.Duration) (rss, heap uint64, cpu float64) {
-	t.Helper()
-	c := harness.New(t, bin, 3)
-	for _, n := range c.Nodes {
-		n.Args = append(n.Args, "--pprof")
-	}
-	c.StartAll()
-	c.Init(ycsbSplits(t, shards, 100_000))
-	c.WaitHealthy()
-	ctx, cancel := context.WithTimeout(t.Context(), watch+harness.Patience)
-	defer cancel()
-	before := cpuOf(t, c)
-	select { // not a wait for a condition: this is the time over which the processor is watched
-	case <-time.After(watch):
-	case <-ctx.Done():
-	}
-	spent := cpuOf(t, c) - before
-	for _, n := range c.Nodes {
-		use := scrape(t, n.HTTP)
-		rss += uint64(use["process_resident_memory_bytes"]) / 3
-		heap += liveHeap(t, n.HTTP) / 3
-	}
-	for i := range c.Nodes {
-		c.Kill(i)
-	}
-	return rss, heap, spent.Seconds() / 3 / watch.Seconds() * 100
 }
 
 // cpuOf is the processor time that all nodes have used.
