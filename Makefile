@@ -1,6 +1,6 @@
 # Short names for the longer commands of this repository. Everything here also runs without make.
 
-.PHONY: test ci bench bench-micro bench-micro-baseline bench-peers
+.PHONY: test ci bench bench-micro bench-micro-baseline bench-peers bench-shards bench-big
 
 test: ## all tests
 	go test ./...
@@ -25,3 +25,9 @@ bench-micro-baseline: ## keep the figures of this version for those to come
 
 bench-peers: ## Shardd beside etcd and the limits of the machine, resumable; about 45 minutes
 	cd bench/peers && go run . run --dir ../../docs/benchmarks/peers
+
+bench-shards: ## updates per second with 16, 128 and 1,024 shards, resumable; about 12 minutes
+	cd bench/peers && go run . shards --dir ../../docs/results/shards
+
+bench-big: ## YCSB A and C on 10 GiB for 10 minutes each, resumable; about an hour and 50 GiB of disk
+	cd bench/peers && go run . big --dir ../../docs/results/big

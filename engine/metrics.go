@@ -123,6 +123,18 @@ func newCollector(e *Engine) *collector {
 				func(m *M) float64 { return float64(m.Compact.NumInProgress) }),
 			g("wal_bytes_total", "Bytes written to the log.", C,
 				func(m *M) float64 { return float64(m.WAL.BytesWritten) }),
+			g("flushed_bytes_total", "Bytes that flushes wrote to tables and blob files.", C, func(m *M) (sum float64) {
+				for i := range m.Levels {
+					sum += float64(m.Levels[i].TableBytesFlushed + m.Levels[i].BlobBytesFlushed)
+				}
+				return sum
+			}),
+			g("compacted_bytes_total", "Bytes that compactions wrote to tables and blob files.", C, func(m *M) (sum float64) {
+				for i := range m.Levels {
+					sum += float64(m.Levels[i].TableBytesCompacted + m.Levels[i].BlobBytesCompacted)
+				}
+				return sum
+			}),
 			g("wal_files", "Live log files.", G, func(m *M) float64 { return float64(m.WAL.Files) }),
 			g("blob_bytes", "Bytes of separated values.", G,
 				func(m *M) float64 { return float64(m.BlobFiles.LiveSize) }),

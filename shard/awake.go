@@ -69,7 +69,9 @@ func (w *worker) wakeUnlessDone(r *replica) {
 	}
 	if rw.inflight || rw.still || r.uninitialised() || !w.mayRest(r) {
 		w.wake(r)
+		return
 	}
+	r.slim()
 }
 
 // trySleep lets the replica sleep if it may. It is called at the end of a visit that has ticked it.
@@ -86,7 +88,29 @@ func (w *worker) trySleep(r *replica) {
 	rw.awake = false                                                    // the list forgets it with the next tick
 	// Whoever lives has them all; and an entry keeps the frame alive that it came in, with those of other shards.
 	rw.log.Uncache()
+	r.slim()
 	r.fallAsleep()
+}
+
+// slim gives up the arrays of empty queues: of thousands of replicas that sleep they would be a good part of the memory.
+func (r *replica) slim() {
+	in, rw := &r.in, &r.worker
+	in.Lock()
+	if len(in.msgs) == 0 {
+		in.msgs = nil
+	}
+	if len(in.writes) == 0 {
+		in.writes = nil
+	}
+	if len(in.reads) == 0 {
+		in.reads = nil
+	}
+	in.Unlock()
+	if len(rw.held) == 0 {
+		rw.held = nil
+	}
+	// A replica that sleeps has nothing in these.
+	rw.writes, rw.reads, rw.calls, rw.asked = nil, nil, nil, nil
 }
 
 func (r *replica) fallAsleep() {
@@ -194,7 +218,7 @@ func (w *worker) tick(ticks int) {
 		w.sweep(r)
 		w.activate(r)
 	}
-	w.fired = 0
+	w.pace(ticks)
 	w.fire()
 }
 

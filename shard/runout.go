@@ -22,7 +22,7 @@ import (
 // gone runs its election clock out and stands for election; a leader sends a heartbeat.
 //
 // Two followers of one leader lose its store at about the same time. So that they do not divide the votes, their turns
-// come one after the other: ranks go round with the shard's id, so that the leaderships of a lost store end up evenly on
+// come one after the other: ranks differ from shard to shard, so that the leaderships of a lost store end up evenly on
 // those that are left. A candidate that comes before the others' support has lapsed is ignored by them, and asks again. Of
 // two that ask at the same moment one yields.
 
@@ -133,9 +133,31 @@ func (w *worker) queueWake(r *replica, store base.StoreID) {
 	}
 }
 
+// pace sets how many are woken until the next tick. A worker that has missed ticks has more to do than it can: elections take
+// longer than election timeouts then, leaders step down again before their followers have answered, and each more makes it
+// worse. So it wakes fewer, and slowly more once it keeps up.
+func (w *worker) pace(ticks int) {
+	w.fired = 0
+	if ticks > 1 {
+		w.held = min(w.held+(w.fireBatch-w.held)/2, w.fireBatch-w.fireBatch/paceLeast)
+	} else {
+		w.held = max(w.held-w.fireBatch/paceSteps, 0)
+	}
+}
+
+const (
+	// paceLeast is the part of fireBatch that is woken per tick in any case: a sixteenth.
+	paceLeast = 16
+	// paceSteps is after how many ticks in time the whole batch is woken again.
+	paceSteps = 16
+)
+
+// mayFire reports whether one more may be woken before the next tick.
+func (w *worker) mayFire() bool { return w.fired < w.fireBatch-w.held }
+
 // fire wakes those whose turn it is, as far as the tick's batch goes. It looks through them only if it may be somebody's.
 func (w *worker) fire() {
-	if len(w.runOuts) > 0 && w.runOutDue <= w.now && w.fired < w.fireBatch {
+	if len(w.runOuts) > 0 && w.runOutDue <= w.now && w.mayFire() {
 		w.fireRunOuts()
 	}
 	if len(w.wakes) == 0 {
@@ -143,7 +165,7 @@ func (w *worker) fire() {
 	}
 	waiting := w.wakes[:0]
 	for _, r := range w.wakes {
-		if w.fired >= w.fireBatch {
+		if !w.mayFire() {
 			waiting = append(waiting, r)
 			continue
 		}
@@ -166,7 +188,7 @@ func (w *worker) fireRunOuts() {
 	keep := w.runOuts[:0]
 	due := never
 	for _, r := range w.runOuts {
-		if w.fired >= w.fireBatch {
+		if !w.mayFire() {
 			keep = append(keep, r)
 			due = w.now // at the next tick
 			continue
@@ -251,8 +273,12 @@ func (w *worker) rank(r *replica, lost base.StoreID) (rank int, ok bool) {
 	if self < 0 {
 		return 0, false
 	}
-	return (self + int(uint64(r.shard)%uint64(n))) % n, true
+	return (self + r.turn(n)) % n, true
 }
+
+// turn is a number below n that differs from shard to shard, without a pattern: the order of the stores in descriptors goes
+// round with the shards of a new cluster, and a turn that did so too would make one store the first in all of them.
+func (r *replica) turn(n int) int { return int(uint64(r.shard) * 0x9e3779b97f4a7c15 >> 33 % uint64(n)) }
 
 // mustWake reports whether there is reason to wake a replica, because of a follower on a store or in any case.
 func (w *worker) mustWake(r *replica, store base.StoreID) bool {
@@ -423,7 +449,7 @@ func (r *replica) prefers(other base.ReplicaID) bool {
 	mine, its := -1, -1
 	n := len(d.Replicas)
 	for i, rep := range d.Replicas {
-		at := (i + int(uint64(r.shard)%uint64(n))) % n
+		at := (i + r.turn(n)) % n
 		switch rep.Replica {
 		case r.id:
 			mine = at

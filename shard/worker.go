@@ -57,6 +57,7 @@ type worker struct {
 	wakes       []*replica
 	fired       int
 	fireBatch   int // the constant
+	held        int // of fireBatch: not woken now, since the worker is late
 
 	// noticed are the groups with commit notices, by when they are due; noticeArmed while the timer runs for the first.
 	noticed     []heldNotices

@@ -3,6 +3,8 @@
 // own, so that etcd and the plots stay out of the product.
 //
 //	peers run --dir DIR            measures what is missing in DIR, then writes table.md, results.json and plot.png there
+//	peers shards --dir DIR         updates per second with 16, 128 and 1,024 shards, in turn, then table.md and results.json
+//	peers big --dir DIR            YCSB A and C on more data than memory, second by second, then table.md, results.json, plot.png
 //	peers etcd --name ... --dir    one etcd member, embedded, at etcd's own defaults (what run starts)
 //
 // A repeat of a system is one fresh cluster and one load; its cells follow one another. Every cell is a file, so that a

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -95,7 +96,7 @@ func run(ctx context.Context, cfg config) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	binaries, err := buildNodes(ctx, work)
+	binaries, err := buildNodes(ctx, work, "shardd", "etcd")
 	if err != nil {
 		return err
 	}
@@ -181,10 +182,7 @@ func (r *repeatFile) measure(ctx context.Context, name, binary, dir string, repe
 		if s, err = startShardd(ctx, binary, dir, r.Config.Shards, load, r.Config.Flags); err != nil {
 			return err
 		}
-		out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short", "HEAD").Output()
-		if err == nil {
-			r.Version = string(out[:max(0, len(out)-1)])
-		}
+		r.Version = revision(ctx)
 	}
 	defer s.close()
 	db, err := s.db(load)
@@ -230,12 +228,16 @@ func (c config) wants(s cellSpec) bool {
 }
 
 func measureCell(ctx context.Context, s *system, db ycsb.DB, spec cellSpec, p ycsb.Properties) (*cell, error) {
+	return measureCellWith(ctx, s, ycsb.Config{DB: db, Name: spec.Workload, Properties: p}, spec)
+}
+
+func measureCellWith(ctx context.Context, s *system, cfg ycsb.Config, spec cellSpec) (*cell, error) {
 	cpu, _, err := s.use()
 	if err != nil {
 		return nil, err
 	}
 	own, began := ownCPU(), time.Now()
-	rep, err := ycsb.Run(ctx, ycsb.Config{DB: db, Name: spec.Workload, Properties: p})
+	rep, err := ycsb.Run(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +253,7 @@ func measureCell(ctx context.Context, s *system, db ycsb.DB, spec cellSpec, p yc
 }
 
 // buildNodes builds what runs as three processes each: shardd in its own module, etcd in this one.
-func buildNodes(ctx context.Context, dir string) (map[string]string, error) {
+func buildNodes(ctx context.Context, dir string, wanted ...string) (map[string]string, error) {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/shardd/shardd").Output()
 	if err != nil {
 		return nil, fmt.Errorf("find the main module: %w", err)
@@ -261,6 +263,9 @@ func buildNodes(ctx context.Context, dir string) (map[string]string, error) {
 		{"shardd", strings.TrimSpace(string(root)), "./cmd/shardd"},
 		{"etcd", "", "./etcdnode"},
 	} {
+		if !slices.Contains(wanted, b.name) {
+			continue
+		}
 		out[b.name] = filepath.Join(dir, b.name)
 		build := exec.CommandContext(ctx, "go", "build", "-o", out[b.name], b.pkg)
 		build.Dir, build.Env = b.dir, append(os.Environ(), "CGO_ENABLED=0")
@@ -269,6 +274,15 @@ func buildNodes(ctx context.Context, dir string) (map[string]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// revision names the commit that is measured, "" if it cannot be told.
+func revision(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // dependency is the version of a module in a binary, "" if it cannot be told.

@@ -17,7 +17,17 @@ func startShardd(ctx context.Context, binary, dir string, shards int, p ycsb.Pro
 	if err != nil {
 		return nil, err
 	}
-	s := &system{name: "shardd"}
+	splits, err := ycsb.Splits(p, shards)
+	if err != nil {
+		return nil, err
+	}
+	return startSharddAt(ctx, binary, dir, ports, splits, flags)
+}
+
+// startSharddAt starts three nodes on ports, the first three for clients and the others for HTTP, with the data that dir
+// has from before, if any.
+func startSharddAt(ctx context.Context, binary, dir string, ports []string, splits [][]byte, flags []string) (*system, error) {
+	s := &system{name: "shardd", http: ports[3:]}
 	for i := range 3 {
 		args := append([]string{"start", "--data-dir", fmt.Sprintf("%s/n%d", dir, i), "--listen", ports[i],
 			"--http", ports[3+i]}, flags...)
@@ -31,10 +41,6 @@ func startShardd(ctx context.Context, binary, dir string, shards int, p ycsb.Pro
 		return nil, errors.Join(err, s.close())
 	}
 	defer a.Close()
-	splits, err := ycsb.Splits(p, shards)
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
 	if err := s.wait(ctx, func(ctx context.Context) error {
 		_, err := a.Init(ctx, endpoints, splits)
 		return err

@@ -22,6 +22,7 @@ type system struct {
 	name    string
 	procs   []*exec.Cmd
 	closers []func() error
+	http    []string // addresses of metrics, if it has any
 	db      func(ycsb.Properties) (ycsb.DB, error)
 }
 
