@@ -72,7 +72,7 @@ func toMeta[Req, Resp any](
 	for {
 		lead := m.metaLeader()
 		if term, leads := m.leadsMeta(); leads {
-			m.enterTerm(term)
+			m.reports.enterTerm(term)
 			return local(ctx, m, req)
 		}
 		if isHop(ctx) {

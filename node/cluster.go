@@ -39,7 +39,7 @@ func (c *clusterView) report(term uint64, r *plan.StoreReport) (wantFull bool, e
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if term < c.term {
-		return false, nil // a later leadership of this node has begun meanwhile
+		return true, nil // a later leadership of this node has begun meanwhile, and has heard nothing of this
 	}
 	c.enterLocked(term)
 	wantFull, err = c.view.Report(r)
@@ -52,7 +52,8 @@ func (c *clusterView) report(term uint64, r *plan.StoreReport) (wantFull bool, e
 // planReport is a report as the planner takes it.
 func planReport(req *pb.ReportRequest, descs []*base.Descriptor, now time.Duration) *plan.StoreReport {
 	r := &plan.StoreReport{
-		Store: base.StoreID(req.NodeId), Incarnation: req.Incarnation, At: now, Full: req.Full, Digest: req.Digest,
+		Store: base.StoreID(req.NodeId), Incarnation: req.Incarnation, Number: req.Number, At: now, Full: req.Full,
+		Digest:    req.Digest,
 		DiskBytes: req.DiskBytes, DiskFree: req.DiskFreeBytes, DiskCapacity: req.DiskCapacityBytes,
 		Disk: plan.ParseDisk(req.DiskLevel), Unhealthy: req.Unhealthy, Slow: req.Slow, CPUMillis: req.CpuMillis,
 	}

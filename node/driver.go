@@ -66,7 +66,7 @@ func (d *driver) poke() {
 func (d *driver) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if term, ok := d.m.leadsMeta(); ok {
-			d.m.enterTerm(term)
+			d.m.reports.enterTerm(term)
 			d.lead(ctx, term)
 			d.metrics.idle()
 		}

@@ -151,7 +151,7 @@ func TestWhatTheMetaLeaderHasMistakenIsPutRightByTheDigest(t *testing.T) {
 	c.mu.Lock()
 	s := c.view.Store(other.store())
 	_, err := c.view.Report(&plan.StoreReport{
-		Store: s.ID, Incarnation: s.Incarnation, At: lead.member().clock.Boot(), Removed: []base.ShardID{2},
+		Store: s.ID, Incarnation: s.Incarnation, Number: s.Number, At: lead.member().clock.Boot(), Removed: []base.ShardID{2},
 	})
 	c.mu.Unlock()
 	if err != nil {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	rtm "runtime/metrics"
+	"slices"
 	"time"
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/shard"
 )
 
 // Reporting, the sender's side: each interval a node tells the leader of the meta shard what its store holds. While the
@@ -20,10 +23,16 @@ import (
 type sentReports struct {
 	held     holdings
 	answered map[base.ShardID]*reported // what the leader has been told
-	open     map[base.ShardID]bool      // not told, or not exactly
-	full     bool                       // the next report is to be full
-	to       base.StoreID
-	turn     int // places asked without knowing the leader
+	// open has those of which the leader may not know all: not told, or not exactly; true: told in a report that has had no
+	// answer, so that the leader may have it or not.
+	open   map[base.ShardID]bool
+	full   bool   // the next report is to be full
+	number uint64 // of the last report
+	to     base.StoreID
+	turn   int            // places asked without knowing the leader
+	look   []base.ShardID // whose turn comes to be looked at without news
+	// skipped is when, in Boot time, news was last dropped.
+	skipped time.Duration
 }
 
 // firstReports is the pause between reports until the first is answered.
@@ -93,6 +102,7 @@ func (m *member) report(ctx context.Context) error {
 	if lead == 0 {
 		var err error
 		if lead, err = m.findMetaLeader(ctx); err != nil {
+			m.reports.sent.skip(m.store, m.clock.Boot())
 			return err
 		}
 	}
@@ -100,7 +110,8 @@ func (m *member) report(ctx context.Context) error {
 	if lead != s.to {
 		s.to, s.full = lead, true
 	}
-	req, answered := m.buildReport(ctx)
+	req := m.reportHead(0, 0)
+	answered := m.tellReplicas(ctx, m.store, req)
 	addr, _ := m.book.Addr(lead)
 	resp, err := m.sendReport(ctx, place{lead, addr}, req)
 	if err != nil {
@@ -180,11 +191,13 @@ func (m *member) sendReport(ctx context.Context, p place, req *pb.ReportRequest)
 	return resp, nil
 }
 
-// reportHead is a report of the node itself.
+// reportHead is a report of the node itself, with the next number.
 func (m *member) reportHead(replicas, leaders int) *pb.ReportRequest {
 	free, disk := m.n.eng.DiskStats()
+	m.reports.sent.number++
 	req := &pb.ReportRequest{
-		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation, Address: m.n.addr,
+		ClusterId: m.cluster[:], NodeId: uint64(m.self), Incarnation: m.incarnation,
+		Number: m.reports.sent.number, Address: m.n.addr,
 		HttpAddress: m.n.publicHTTP(), Labels: m.n.cfg.Labels, Version: m.n.cfg.Version,
 		DiskBytes: disk, GoHeapBytes: heapBytes(), DiskFreeBytes: free, DiskLevel: m.n.diskLevel(),
 		ReplicaCount: uint32(replicas), LeaderCount: uint32(leaders),
@@ -200,13 +213,24 @@ func (m *member) reportHead(replicas, leaders int) *pb.ReportRequest {
 	return req
 }
 
-// buildReport returns the next report, and what to call once the receiver has answered it.
-func (m *member) buildReport(ctx context.Context) (req *pb.ReportRequest, answered func()) {
+// lookTurn is how many replicas a report looks at that have no news: should one have changed unnoticed, it is found.
+const lookTurn = 32
+
+// replicaSource is the part of shard.Store that reports are made of.
+type replicaSource interface {
+	Changed() ([]shard.Summary, []base.ShardID)
+	Summaries() []shard.Summary
+	Summary(base.ShardID) (shard.Summary, bool)
+	ProgressOf(context.Context, []base.ShardID) map[base.ShardID][]shard.Progress
+}
+
+// tellReplicas puts into a report what it has to say of replicas, and returns what to call once the receiver has answered.
+func (m *member) tellReplicas(ctx context.Context, from replicaSource, req *pb.ReportRequest) (answered func()) {
 	s, boot := &m.reports.sent, m.clock.Boot()
-	sums, gone := m.store.Changed()
+	sums, gone := from.Changed()
 	if s.full {
-		sums, gone = m.store.Summaries(), nil
-		s.held, s.open = holdings{}, nil
+		sums, gone = from.Summaries(), nil
+		s.held, s.open, s.look = holdings{}, nil, nil
 	}
 	s.held.init()
 	if s.open == nil {
@@ -217,15 +241,21 @@ func (m *member) buildReport(ctx context.Context) (req *pb.ReportRequest, answer
 		looked[sums[i].Shard] = true
 		s.held.lead(&sums[i])
 	}
-	// Those that have nothing new to say themselves: of which followers have news, and of which not all was told.
-	again := m.followers.look(ctx, m.store, s.held.ledShards())
+	// Those that have nothing new to say themselves: of which followers have news, of which not all was told, whose turn it is.
+	again := append(m.followers.look(ctx, from, s.held.ledShards()), s.nextTurn()...)
 	for id := range s.open {
 		again = append(again, id)
 	}
 	for _, id := range again {
-		if sum, ok := m.store.Summary(id); ok && !looked[id] && s.held.all[id] != nil {
-			looked[id] = true
+		if looked[id] || s.held.all[id] == nil {
+			continue
+		}
+		looked[id] = true
+		if sum, ok := from.Summary(id); ok {
 			sums = append(sums, sum)
+			s.held.lead(&sum)
+		} else {
+			gone = append(gone, id)
 		}
 	}
 	telling := make(map[base.ShardID]*reported)
@@ -234,18 +264,19 @@ func (m *member) buildReport(ctx context.Context) (req *pb.ReportRequest, answer
 		sum := &sums[i]
 		r := m.reportedOf(sum, boot)
 		s.held.put(sum, &r)
+		unsure := s.open[sum.Shard]
 		delete(s.open, sum.Shard)
-		if old := s.answered[sum.Shard]; s.full || old == nil || r.worth(old) {
+		if old := s.answered[sum.Shard]; s.full || old == nil || unsure || r.worth(old) {
 			telling[sum.Shard] = &r
 			s.open[sum.Shard] = true
 			replicas = append(replicas, r.proto(sum.Shard, sum.Desc))
 		} else if r.size != old.size || r.put != old.put {
-			s.open[sum.Shard] = true
+			s.open[sum.Shard] = false
 		}
 	}
 	for _, id := range gone {
 		s.held.drop(id)
-		s.open[id] = true
+		s.open[id] = s.open[id] || s.answered[id] != nil
 	}
 	full := s.full
 	var removed []base.ShardID
@@ -254,15 +285,15 @@ func (m *member) buildReport(ctx context.Context) (req *pb.ReportRequest, answer
 			removed = append(removed, id)
 		}
 	}
-	req = m.reportHead(s.held.replicas, s.held.leaders)
 	req.Full, req.Replicas = full, replicas
+	req.ReplicaCount, req.LeaderCount = uint32(s.held.replicas), uint32(s.held.leaders)
 	req.Digest, req.Load = s.held.digest.Sum(), loadProto(s.held.load())
 	for _, id := range removed {
-		if s.answered[id] != nil && !full {
+		if s.open[id] && !full {
 			req.Removed = append(req.Removed, uint64(id))
 		}
 	}
-	return req, func() {
+	return func() {
 		if full || s.answered == nil {
 			s.answered = make(map[base.ShardID]*reported, len(telling))
 		}
@@ -275,6 +306,28 @@ func (m *member) buildReport(ctx context.Context) (req *pb.ReportRequest, answer
 			delete(s.open, id)
 		}
 	}
+}
+
+// nextTurn returns the replicas whose turn it is to be looked at.
+func (s *sentReports) nextTurn() []base.ShardID {
+	if len(s.look) == 0 {
+		s.look = slices.Collect(maps.Keys(s.held.all))
+	}
+	turn := s.look[:min(lookTurn, len(s.look))]
+	s.look = s.look[len(turn):]
+	return turn
+}
+
+// skipEach is how often what has changed is dropped while there is nobody to tell it to.
+const skipEach = time.Second
+
+// skip keeps the news of the store from piling up while there is nobody to tell it to. The next report tells everything.
+func (s *sentReports) skip(from replicaSource, now time.Duration) {
+	if now-s.skipped < skipEach {
+		return
+	}
+	s.skipped, s.full = now, true
+	from.Changed()
 }
 
 // metaSilence is how long the meta leader may not answer reports before the node says that it is not ready.

@@ -173,7 +173,7 @@ func (f *followers) of(id base.ShardID) (silent, behind string) {
 
 // look asks the next of the shards led here, and those of which something is known, for the progress of their followers. It
 // returns those of which something else is known now.
-func (f *followers) look(ctx context.Context, s *shard.Store, led []base.ShardID) (news []base.ShardID) {
+func (f *followers) look(ctx context.Context, s replicaSource, led []base.ShardID) (news []base.ShardID) {
 	if f.known == nil {
 		f.known = make(map[base.ShardID]*follow)
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -61,7 +62,7 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 			ID: base.StoreID(req.NodeId), Incarnation: req.Incarnation, Address: req.Address, HTTP: req.HttpAddress,
 			Labels: req.Labels, Version: req.Version,
 		},
-		DiskBytes: req.DiskBytes, HeapBytes: req.GoHeapBytes, Replicas: req.ReplicaCount, Leaders: req.LeaderCount,
+		Number: req.Number, DiskBytes: req.DiskBytes, HeapBytes: req.GoHeapBytes, Replicas: req.ReplicaCount, Leaders: req.LeaderCount,
 		FreeBytes: req.DiskFreeBytes, Level: req.DiskLevel, Unhealthy: req.Unhealthy, Full: req.Full,
 	}
 	descs := make([]*base.Descriptor, len(req.Replicas))
@@ -87,11 +88,11 @@ func (m *member) takeReport(ctx context.Context, req *pb.ReportRequest) (*pb.Rep
 	for _, id := range req.Removed {
 		r.Removed = append(r.Removed, base.ShardID(id))
 	}
-	m.enterTerm(term)
+	m.reports.enterTerm(term)
 	if err := m.register(ctx, &r.Node); err != nil {
 		return nil, directoryStatus(err)
 	}
-	full, err := m.reports.view.Add(r)
+	full, err := m.reports.add(term, r)
 	if err != nil {
 		return nil, directoryStatus(err)
 	}
@@ -147,15 +148,25 @@ func (m *member) mayLead(id base.StoreID) bool {
 }
 
 // enterTerm forgets what was heard under an earlier leadership.
-func (m *member) enterTerm(term uint64) {
-	mu := &m.reports.mu
+func (r *reports) enterTerm(term uint64) {
+	mu := &r.mu
 	mu.Lock()
 	defer mu.Unlock()
-	if mu.term == term {
+	if term <= mu.term {
 		return
 	}
 	mu.term, mu.registered, mu.nodes = term, map[base.StoreID]placement.Node{}, nil
-	m.reports.view.Reset()
+	r.view.Reset()
+}
+
+// add takes a report that came under a leadership into the view, unless a later one has begun meanwhile.
+func (r *reports) add(term uint64, rep *placement.Report) (wantFull bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if term < r.mu.term {
+		return false, fmt.Errorf("report taken at term %d, led at %d now: %w", term, r.mu.term, placement.ErrStale)
+	}
+	return r.view.Add(rep)
 }
 
 // register writes a node's record to the meta shard if it is not known to be there.

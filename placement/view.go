@@ -14,7 +14,9 @@ const AliveFor = 10 * time.Second
 
 // Report is what a store tells the leader of the meta shard of itself, each second.
 type Report struct {
-	Node      Node
+	Node Node
+	// Number rises with every report of an incarnation; 0 from a node of a version that does not count them.
+	Number    uint64
 	DiskBytes uint64
 	HeapBytes uint64
 	Replicas  uint32
@@ -75,6 +77,7 @@ type View struct {
 
 type storeView struct {
 	node              Node
+	number            uint64
 	seen              time.Duration // Boot
 	disk, heap        uint64
 	replicas, leaders uint32
@@ -98,7 +101,7 @@ func (v *View) Reset() {
 }
 
 // Add takes a report in. wantFull: the view has nothing that the report's delta could build on, and ignored its states.
-// ErrStale: a later incarnation of the store has reported.
+// ErrStale: a later incarnation of the store has reported, or this one has with a higher number.
 func (v *View) Add(r *Report) (wantFull bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -107,11 +110,14 @@ func (v *View) Add(r *Report) (wantFull bool, err error) {
 		return false, fmt.Errorf("report of %s incarnation %d, seen %d: %w",
 			r.Node.ID, r.Node.Incarnation, s.node.Incarnation, ErrStale)
 	}
+	if s != nil && r.Node.Incarnation == s.node.Incarnation && r.Number < s.number {
+		return false, fmt.Errorf("report %d of %s, seen %d: %w", r.Number, r.Node.ID, s.number, ErrStale)
+	}
 	if s == nil || r.Node.Incarnation != s.node.Incarnation {
 		s = &storeView{}
 		v.mu.stores[r.Node.ID] = s
 	}
-	s.node, s.seen = r.Node, v.clock.Boot()
+	s.node, s.number, s.seen = r.Node, r.Number, v.clock.Boot()
 	s.disk, s.heap, s.replicas, s.leaders = r.DiskBytes, r.HeapBytes, r.Replicas, r.Leaders
 	s.free, s.level, s.unhealthy = r.FreeBytes, r.Level, r.Unhealthy
 	if r.Full {

@@ -55,3 +55,25 @@ func TestViewFollowsReportsAndForgetsSilentStores(t *testing.T) {
 		t.Error("stores after reset")
 	}
 }
+
+func TestViewRefusesAReportThatComesBehindALaterOne(t *testing.T) {
+	v := NewView(&manualClock{now: time.Hour})
+	_, shards := sampleFounding(t).Descriptors()
+	d := shards[0]
+	report := func(inc, number uint64, leads bool) error {
+		_, err := v.Add(&Report{
+			Node: Node{ID: 1, Incarnation: inc, Address: "x:1"}, Number: number, Full: true,
+			States: []ReplicaState{{Desc: d, Leads: leads, Term: 6}},
+		})
+		return err
+	}
+	if err := report(2, 9, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := report(2, 8, true); !errors.Is(err, ErrStale) || v.Shard(d).Leader != 0 {
+		t.Errorf("an earlier report: %v, and %+v", err, v.Shard(d))
+	}
+	if err := report(3, 1, true); err != nil || v.Shard(d).Leader != 1 {
+		t.Errorf("the first of the next incarnation: %v, and %+v", err, v.Shard(d))
+	}
+}

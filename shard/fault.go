@@ -62,6 +62,7 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 
 	r.wakeUp()
 	old := r.lead.Swap(&leadership{term: rw.term})
+	s.note(r) // the one of the fault may have been looked at before this
 	r.lease.Store(nil)
 	if rw.leads {
 		s.release(r, old.term)

@@ -45,3 +45,25 @@ func TestAReplicaThatSleepsAndDoesNothingIsNoNewsUntilItIsUsed(t *testing.T) {
 		t.Fatalf("after a write %+v is told", sums)
 	}
 }
+
+// What is reported of a fault before the worker has come by is not the last word.
+func TestNewsOfASleepingLeaderThatIsFaultedEndsWithThatItDoesNotLead(t *testing.T) {
+	c, lead := liveShard(t, nil)
+	c.untilAsleep(7)
+	r := lead.store.lookup(7)
+	for r.noted.Load() { // its load fades
+		c.tick()
+		lead.changed()
+	}
+	lead.store.fault(r, "as by a damaged disk", nil)
+	sums, _ := lead.store.Changed()
+	if len(sums) != 1 || sums[0].Faulted == "" || !sums[0].Leads {
+		t.Fatalf("before the worker has come by %+v is told", sums)
+	}
+	lead.store.pool.Enqueue(7)
+	c.settle()
+	if sums, _ = lead.store.Changed(); len(sums) != 1 || sums[0].Leads {
+		t.Fatalf("behind the worker's visit %+v is told", sums)
+	}
+	lead.faults = nil
+}

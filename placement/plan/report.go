@@ -10,6 +10,8 @@ import (
 type StoreReport struct {
 	Store       base.StoreID
 	Incarnation uint64
+	// Number rises with every report of an incarnation; 0 from a store of a version that does not count them.
+	Number uint64
 	// At is when the report arrived, on the owner's boot clock.
 	At time.Duration
 	// Full means that Replicas holds every replica; else it holds those that changed since the last answered report, and

@@ -91,6 +91,8 @@ type Member struct {
 type Store struct {
 	Member
 	Incarnation uint64
+	// Number is that of its last report.
+	Number uint64
 	// Seen is when it last reported, on the owner's boot clock; Known is false until it has.
 	Seen  time.Duration
 	Known bool

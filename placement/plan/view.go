@@ -14,7 +14,7 @@ import (
 	"github.com/shardd/shardd/internal/base"
 )
 
-// ErrStale marks a report of an incarnation of a store that a later one has followed.
+// ErrStale marks a report that came behind a later one of its store, of the same incarnation or the next.
 var ErrStale = errors.New("stale report")
 
 // View is the cluster as its stores report it. It changes only through SetMember, Forget, Report and Tick.

@@ -80,6 +80,27 @@ func TestAViewWantsAFullReportFirst(t *testing.T) {
 	}
 }
 
+func TestAReportThatComesBehindALaterOneIsRefused(t *testing.T) {
+	v := NewView()
+	r := holds(desc(7, "a", "m", 1, 1, 1, 2), 1, true)
+	r.Behind = []base.ReplicaID{2}
+	early := StoreReport{Store: 1, Incarnation: 4, Number: 8, Full: true, Replicas: []ReplicaReport{r}}
+	late := early
+	r.Behind = nil
+	late.Number, late.Replicas = 9, []ReplicaReport{r}
+	mustReport(t, v, late)
+	if _, err := v.Report(&early); !errors.Is(err, ErrStale) {
+		t.Fatalf("an earlier report: %v", err)
+	}
+	for _, p := range v.Shard(7).Peers {
+		if p.Flags&PeerBehind != 0 {
+			t.Fatalf("%+v is behind again", p)
+		}
+	}
+	early.Incarnation, early.Number = 5, 1
+	mustReport(t, v, early)
+}
+
 func TestALostReportIsFoundByItsDigest(t *testing.T) {
 	v := NewView()
 	a, b := desc(7, "a", "m", 1, 1, 1), desc(8, "m", "z", 1, 1, 1)

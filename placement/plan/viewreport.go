@@ -9,12 +9,17 @@ import (
 )
 
 // Report takes a report in. wantFull: the view lacks what the report builds on (it ignored the replicas then), or its
-// digest is another, so something was lost on the way. ErrStale: a later incarnation has reported.
+// digest is another, so something was lost on the way. ErrStale: a later incarnation has reported, or this
+// one has with a higher number.
 func (v *View) Report(r *StoreReport) (wantFull bool, err error) {
 	s := v.store(r.Store)
 	if r.Incarnation < s.Incarnation {
 		return false, fmt.Errorf("report of %s incarnation %d, seen %d: %w", r.Store, r.Incarnation, s.Incarnation, ErrStale)
 	}
+	if r.Incarnation == s.Incarnation && r.Number < s.Number {
+		return false, fmt.Errorf("report %d of %s, seen %d: %w", r.Number, r.Store, s.Number, ErrStale)
+	}
+	s.Number = r.Number
 	v.advance(r.At)
 	if r.Incarnation != s.Incarnation {
 		// What it held counts until it has told all; it leads nothing, though.

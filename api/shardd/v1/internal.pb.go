@@ -1066,8 +1066,10 @@ type ReportRequest struct {
 	DiskCapacityBytes uint64 `protobuf:"varint,19,opt,name=disk_capacity_bytes,json=diskCapacityBytes,proto3" json:"disk_capacity_bytes,omitempty"`
 	CpuMillis         uint64 `protobuf:"varint,20,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	// The disk or the process is slower than it should be; says how. Leaders are taken off one such node at a time.
-	Slow          string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
-	Load          *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
+	Slow string `protobuf:"bytes,21,opt,name=slow,proto3" json:"slow,omitempty"`
+	Load *Load  `protobuf:"bytes,22,opt,name=load,proto3" json:"load,omitempty"`
+	// Rises with every report of an incarnation: one that comes behind a later one is refused.
+	Number        uint64 `protobuf:"varint,23,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1254,6 +1256,13 @@ func (x *ReportRequest) GetLoad() *Load {
 		return x.Load
 	}
 	return nil
+}
+
+func (x *ReportRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
 }
 
 type ReplicaReport struct {
@@ -4290,7 +4299,7 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\v2&.shardd.v1.JoinResponse.AddressesEntryR\taddresses\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc5\x06\n" +
 	"\rReportRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -4318,7 +4327,8 @@ const file_shardd_v1_internal_proto_rawDesc = "" +
 	"\n" +
 	"cpu_millis\x18\x14 \x01(\x04R\tcpuMillis\x12\x12\n" +
 	"\x04slow\x18\x15 \x01(\tR\x04slow\x12#\n" +
-	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x1a9\n" +
+	"\x04load\x18\x16 \x01(\v2\x0f.shardd.v1.LoadR\x04load\x12\x16\n" +
+	"\x06number\x18\x17 \x01(\x04R\x06number\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe1\x03\n" +
