@@ -31,7 +31,9 @@ type idleFigures struct {
 	Awake *idleUse `json:"awake,omitempty"`
 	// The difference of Asleep and Base by replica.
 	HeapPerReplica float64 `json:"live_heap_bytes_per_replica"`
-	RSSPerReplica  float64 `json:"rss_bytes_per_replica"`
+	// LessMemTables leaves out the writes that are not flushed yet, which a bound holds for the whole node.
+	LessMemTables float64 `json:"live_heap_bytes_per_replica_without_memtables"`
+	RSSPerReplica float64 `json:"rss_bytes_per_replica"`
 
 	Lost       *lostNode    `json:"kill_9_of_a_node,omitempty"`
 	RestartOne *idleRestart `json:"graceful_restart_of_one,omitempty"`
@@ -46,7 +48,9 @@ type idleUse struct {
 	Frames   float64 `json:"frames_per_second"`
 	Asleep   float64 `json:"part_asleep"`
 	Heap     uint64  `json:"live_heap_bytes_per_node"`
-	RSS      uint64  `json:"rss_bytes_per_node"`
+	// MemTables is the part of Heap that holds writes which are not flushed yet.
+	MemTables uint64 `json:"memtable_bytes_per_node"`
+	RSS       uint64 `json:"rss_bytes_per_node"`
 }
 
 // idleRestart is the time from the start of the processes.
@@ -157,6 +161,7 @@ func (s *idleRun) measure() {
 	if f.Asleep == nil {
 		f.Asleep = s.use()
 		f.HeapPerReplica = (float64(f.Asleep.Heap) - float64(f.Base.Heap)) / float64(f.Shards-1)
+		f.LessMemTables = f.HeapPerReplica - (float64(f.Asleep.MemTables)-float64(f.Base.MemTables))/float64(f.Shards-1)
 		f.RSSPerReplica = (float64(f.Asleep.RSS) - float64(f.Base.RSS)) / float64(f.Shards-1)
 		s.save("asleep", *f.Asleep)
 	}
@@ -203,7 +208,7 @@ type nodeSums struct {
 	cpu                      float64 // seconds
 	messages, frames         float64
 	replicas, asleep, runOut float64 // asleep is a part of replicas
-	rss                      float64
+	rss, memTables           float64
 }
 
 func (s *idleRun) sum() (sum nodeSums) {
@@ -220,6 +225,8 @@ func (s *idleRun) sum() (sum nodeSums) {
 				sum.cpu += v
 			case "process_resident_memory_bytes":
 				sum.rss += v
+			case "shardd_engine_memtable_bytes":
+				sum.memTables += v
 			case "shardd_transport_sent_messages_total":
 				sum.messages += v
 			case "shardd_transport_sent_frames_total":
@@ -249,7 +256,7 @@ func (s *idleRun) use() *idleUse {
 	u := &idleUse{
 		Seconds: sec, CPU: (after.cpu - before.cpu) / sec * 100, Messages: (after.messages - before.messages) / sec,
 		Frames: (after.frames - before.frames) / sec, Asleep: after.asleep,
-		RSS: uint64(after.rss) / uint64(after.nodes),
+		RSS: uint64(after.rss) / uint64(after.nodes), MemTables: uint64(after.memTables) / uint64(after.nodes),
 	}
 	for _, n := range s.c.Nodes {
 		if n.Proc.Running() {

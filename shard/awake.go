@@ -23,6 +23,9 @@ const (
 	idleTicks = 2
 	// longLogTicks is the same if its log is over its budget, which is looked after on ticks: by then it was cut if it can be.
 	longLogTicks = 30
+	// manyAwake is how many replicas of a worker have to be awake for it to look at half of them only with each tick, and
+	// give them two then: most of what a tick costs is the look at the replica.
+	manyAwake = 1024
 )
 
 // wake puts a replica on the list of those that are ticked.
@@ -79,6 +82,9 @@ func (w *worker) trySleep(r *replica) {
 	rw := &r.worker
 	if w.store.live == nil || rw.inflight || rw.still || rw.disposed || r.uninitialised() {
 		return
+	}
+	if w.store.live.Promise() == 0 {
+		return // no leases: there is nothing to sleep on
 	}
 	if rw.idle < idleTicks || !w.mayRest(r) {
 		return
@@ -208,6 +214,8 @@ func (w *worker) tick(ticks int) {
 	clear(w.awake[len(keep):])
 	w.awake = keep
 	w.levelLogs()
+	many := len(w.awake) >= manyAwake && w.store.cfg.HeartbeatTick > 1
+	w.turns++
 	for _, r := range w.awake {
 		if r.lead.Load().leads {
 			r.silent.Store(0)
@@ -215,6 +223,9 @@ func (w *worker) tick(ticks int) {
 			r.silent.Add(int64(ticks))
 		}
 		r.worker.ticks = min(r.worker.ticks+ticks, limit)
+		if many && uint64(r.shard)/uint64(len(w.store.workers))%2 != w.turns%2 {
+			continue // with the next tick
+		}
 		w.sweep(r)
 		w.activate(r)
 	}

@@ -56,8 +56,9 @@ type worker struct {
 	runOutsPeak int           // how many did, since none has
 	wakes       []*replica
 	fired       int
-	fireBatch   int // the constant
-	held        int // of fireBatch: not woken now, since the worker is late
+	fireBatch   int    // the constant
+	turns       uint64 // ticks that were taken
+	held        int    // of fireBatch: not woken now, since the worker is late
 
 	// noticed are the groups with commit notices, by when they are due; noticeArmed while the timer runs for the first.
 	noticed     []heldNotices
