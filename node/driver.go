@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/placement"
 	"github.com/shardd/shardd/placement/plan"
 )
@@ -70,7 +71,7 @@ func (d *driver) run(ctx context.Context) {
 			d.lead(ctx, term)
 			d.metrics.idle()
 		}
-		pause(ctx, driverPoll)
+		pause(ctx, clock.UntilAligned(driverPoll))
 	}
 }
 

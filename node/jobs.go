@@ -67,7 +67,7 @@ func (r *jobRunner) run(ctx context.Context) {
 		if term, ok := r.world.leads(); ok {
 			r.lead(ctx, term)
 		}
-		pause(ctx, r.poll)
+		pause(ctx, clock.UntilAligned(r.poll))
 	}
 }
 

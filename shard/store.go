@@ -7,7 +7,6 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
@@ -130,23 +129,23 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 func (s *Store) tickLoop(ctx context.Context) {
-	t := time.NewTicker(s.cfg.Tick)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-			s.TickAll()
-		}
-	}
+	n := 0
+	clock.Ticker(ctx, s.cfg.Tick, func() {
+		n++
+		s.tick(n%idleRate == 0)
+	})
 }
 
-// TickAll gives every replica that is awake one tick of raft's clock: one wake-up per worker. Run calls it; tests that own the
-// schedule call it themselves.
-func (s *Store) TickAll() {
+// idleRate is how many ticks there are to one that wakes a worker whose replicas all sleep.
+const idleRate = 10
+
+// tick gives the workers a tick; one without anything awake only if it is to be idle's turn.
+func (s *Store) tick(idle bool) {
 	s.watchSupport()
 	for _, w := range s.workers {
+		if w.idle.Load() && !idle {
+			continue
+		}
 		w.mu.Lock()
 		w.mu.ticks++
 		w.mu.Unlock()
@@ -154,6 +153,10 @@ func (s *Store) TickAll() {
 	}
 	s.tickAsks()
 }
+
+// TickAll gives every replica that is awake one tick of raft's clock: one wake-up per worker. Run calls it; tests that own the
+// schedule call it themselves.
+func (s *Store) TickAll() { s.tick(true) }
 
 // Poll runs one pass of every worker and apply worker, and what the life-cycle goroutine has to do, on the caller's
 // goroutine and reports whether there was anything to do. For tests that own the schedule; it must not be mixed with

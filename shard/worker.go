@@ -16,7 +16,8 @@ import (
 type worker struct {
 	store   *Store
 	index   int
-	control uint64 // key that wakes it for what is in mu
+	control uint64      // key that wakes it for what is in mu
+	idle    atomic.Bool // all its replicas sleep, and none waits for its turn to be woken
 
 	mu struct {
 		sync.Mutex
@@ -95,6 +96,7 @@ func (s *Store) workerOf(id base.ShardID) *worker { return s.workers[s.pool.Work
 // process is one pass: first what syncs, ticks and creations have brought, then the groups, in shard order.
 func (w *worker) process(keys []uint64) {
 	s := w.store
+	defer func() { w.idle.Store(len(w.awake)+len(w.runOuts)+len(w.wakes)+len(w.parked)+w.syncing == 0) }()
 	w.now = s.clock.Boot()
 	w.passes++
 	w.active = w.active[:0]

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/internal/wire"
 )
 
@@ -235,15 +236,7 @@ func (t *Transport) Run(ctx context.Context) error {
 
 	var reporter sync.WaitGroup
 	reporter.Go(func() { t.reports.run(ctx, t.cfg.Handler, t.metrics.unreach) })
-	ticker := time.NewTicker(t.cfg.HeartbeatInterval)
-	defer ticker.Stop()
-	for ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-ticker.C:
-			t.flushBeats()
-		}
-	}
+	clock.Ticker(ctx, t.cfg.HeartbeatInterval, t.flushBeats)
 	t.mu.Lock()
 	t.mu.stopped, t.mu.running = true, nil
 	t.mu.Unlock()

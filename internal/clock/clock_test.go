@@ -1,6 +1,9 @@
 package clock
 
 import (
+	"context"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,4 +39,38 @@ func TestProcessClockFollowsVirtualTime(t *testing.T) {
 			t.Fatalf("boot %s, wall %s after an hour", c.Boot(), c.Wall().Sub(wall))
 		}
 	})
+}
+
+func TestTickersOfAProcessTickTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second+5*time.Millisecond)
+		defer cancel()
+		var times [2][]time.Time
+		var wg sync.WaitGroup
+		for i, d := range []time.Duration{100 * time.Millisecond, 200 * time.Millisecond} {
+			time.Sleep(13 * time.Millisecond)
+			wg.Go(func() { Ticker(ctx, d, func() { times[i] = append(times[i], time.Now()) }) })
+		}
+		wg.Wait()
+		if len(times[0]) < 9 || len(times[1]) < 4 {
+			t.Fatalf("%d and %d ticks", len(times[0]), len(times[1]))
+		}
+		for _, at := range times[1] {
+			if !slices.ContainsFunc(times[0], at.Equal) {
+				t.Errorf("a tick at %s has no company", at)
+			}
+		}
+	})
+}
+
+func TestTheNextAlignedMomentIsAtMostOnePeriodAway(t *testing.T) {
+	check := func() {
+		for _, d := range []time.Duration{time.Millisecond, 100 * time.Millisecond, time.Hour} {
+			if u := UntilAligned(d); u <= 0 || u > d {
+				t.Errorf("%s until the next multiple of %s", u, d)
+			}
+		}
+	}
+	check()
+	synctest.Test(t, func(*testing.T) { check() }) // before the process began
 }

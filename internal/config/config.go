@@ -132,7 +132,7 @@ func Table(c *Config) []*Setting {
 			"others, and idle shards sleep. A node without leases neither asks for support nor gives any: leaders elsewhere " +
 			"then need the other nodes' for theirs. The same on all nodes."},
 		{Name: "lease-support", Value: durationVar(&c.LeaseSupport, 800*time.Millisecond), Doc: "For how long a node promises " +
-			"another one not to elect new leaders in place of those there; renewed eight times as often. Shorter: shards of " +
+			"another one not to elect new leaders in place of those there; renewed four times as often. Shorter: shards of " +
 			"a dead node move on sooner, and a pause of a live one costs it its leases sooner. A started node stays out of " +
 			"elections for as long as it promised before. The same on all nodes; where it differs, the lower one of two " +
 			"nodes holds between them."},

@@ -3,12 +3,17 @@ package liveness
 import (
 	"context"
 	"time"
+
+	"github.com/shardd/shardd/internal/clock"
 )
 
 // Beats. Tick is the clock of the state machine: it reports what has lapsed and sends what is due. Run calls it by a timer; a test calls it in virtual time.
 
 // Run beats until ctx ends. When it returns nothing is sent any more by it; bodies may still be taken.
 func (m *Monitor) Run(ctx context.Context) error {
+	m.mu.Lock()
+	m.mu.slack = m.cfg.Interval / slackShare
+	m.mu.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -18,9 +23,20 @@ func (m *Monitor) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-m.wake:
 		}
-		timer.Reset(m.Tick(m.cfg.Clock.Boot()))
+		timer.Reset(m.inStep(m.Tick(m.cfg.Clock.Boot())))
 	}
 }
+
+// inStep lets beats go in step with the process's other ticks, if one of those comes a little sooner.
+func (m *Monitor) inStep(next time.Duration) time.Duration {
+	if at := clock.UntilAligned(m.cfg.Interval); at <= next && next-at < m.cfg.Interval/slackShare {
+		return at
+	}
+	return next
+}
+
+// slackShare is the part of Interval by which a beat may leave early, to be in step with others.
+const slackShare = 4
 
 // Tick does what is due at boot time now, and returns after how long it wants to be called again: at most Interval.
 func (m *Monitor) Tick(now time.Duration) (next time.Duration) {
@@ -33,7 +49,7 @@ func (m *Monitor) Tick(now time.Duration) (next time.Duration) {
 		m.lookLocked(p, now)
 		m.checkLocked(p, now)
 		if m.wantedLocked(p, now) {
-			if p.due(m.cfg.Interval) <= now {
+			if due := p.due(m.cfg.Interval); due <= now || !p.urgent && due <= now+m.mu.slack {
 				m.sendLocked(p, now, healthy)
 			}
 			end = min(end, p.due(m.cfg.Interval))

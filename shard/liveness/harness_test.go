@@ -93,7 +93,7 @@ func (s *testStore) start() {
 	s.incarnation++
 	s.paused, s.inbox = false, nil
 	cfg := Config{
-		Store: s.id, Incarnation: s.incarnation, Promise: 800 * ms, Recorded: s.recorded, Margin: 0.05, Clock: s,
+		Store: s.id, Incarnation: s.incarnation, Promise: 800 * ms, Interval: 100 * ms, Recorded: s.recorded, Margin: 0.05, Clock: s,
 		Healthy: func() bool { return !s.sick },
 		Logger: slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{
 			ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {

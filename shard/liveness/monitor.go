@@ -33,7 +33,7 @@ type Config struct {
 	// Margin bounds the relative error between the rates of two stores' clocks, in [0, 1). It has no default, so that a
 	// test can leave it out; nodes take the setting clock-margin, 0.05.
 	Margin float64
-	// Interval is the time between beats; default an eighth of Promise.
+	// Interval is the time between beats; default a quarter of Promise.
 	Interval time.Duration
 	// CheckInterval is the mean time between two checks of what Follows returns (V8); default 10 s, negative: none.
 	CheckInterval time.Duration
@@ -83,7 +83,7 @@ func (c *Config) Validate() error {
 
 func (c Config) withDefaults() Config {
 	if c.Interval <= 0 {
-		c.Interval = max(c.Promise/8, time.Millisecond)
+		c.Interval = max(c.Promise/4, time.Millisecond)
 		if c.Promise == 0 {
 			c.Interval = time.Second
 		}
@@ -184,8 +184,9 @@ type Monitor struct {
 		sync.Mutex
 		counter  uint64 // of epochs
 		rng      *rand.Rand
-		events   []event // not delivered yet
-		draining bool    // by somebody
+		events   []event       // not delivered yet
+		draining bool          // by somebody
+		slack    time.Duration // by which beats leave early to be in step; only Run has any
 	}
 }
 

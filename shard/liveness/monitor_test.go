@@ -465,7 +465,7 @@ func TestRunBeatsAndSeesLapsesInTime(t *testing.T) {
 		var wg sync.WaitGroup
 		for id := base.StoreID(1); id <= 2; id++ {
 			mons[id] = New(Config{
-				Store: id, Incarnation: 1, Promise: 800 * ms, Margin: 0.05, Clock: clk,
+				Store: id, Incarnation: 1, Promise: 800 * ms, Interval: 100 * ms, Margin: 0.05, Clock: clk,
 				Send: func(to base.StoreID, payload []byte) {
 					mu.Lock()
 					defer mu.Unlock()
