@@ -325,6 +325,42 @@ func TestProgressIsShownBeforeItIsSaved(t *testing.T) {
 	b.await(j.ID, placement.JobDone)
 }
 
+// The mark of a node that is empty, above all, is saved with the end of the job that emptied it: whoever sees the one sees the
+// other.
+func TestAJobHasEndedWhenThatIsSaved(t *testing.T) {
+	b := newJobBench(t)
+	release := make(chan struct{})
+	b.fakeCluster.mu.verify = func(ctx context.Context, _ base.ShardID, _ func(done, total uint64)) ([]string, error) {
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return nil, ctx.Err()
+	}
+	r, _ := b.runner(4)
+	j := b.start(r, &pb.JobSpec{Kind: "verify", ShardId: 2})
+	eventually(t, "the job runs", func(context.Context) error {
+		if live := r.live(j.ID); live == nil || live.State != placement.JobRunning {
+			return errPending
+		}
+		return nil
+	})
+	stored, err := b.dir.Job(testContext(t), j.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := r.live(j.ID).Clone()
+	ended.State, ended.Ended = placement.JobDone, 1
+	r.mu.Lock()
+	r.mu.tasks[j.ID].shown.Store(ended) // as it stands before it is saved
+	r.mu.Unlock()
+	if got := r.fresh(stored); got.State != placement.JobRunning || got.Ended != 0 {
+		t.Fatalf("shown as %s, ended at %d", got.State, got.Ended)
+	}
+	close(release)
+	b.await(j.ID, placement.JobDone)
+}
+
 func TestEveryJobThatEndsIsToldOfOnce(t *testing.T) {
 	b := newJobBench(t)
 	r, _ := b.runner(4)

@@ -108,12 +108,13 @@ func jobStatus(err error) error {
 	return directoryStatus(err)
 }
 
-// fresh returns the job as it stands now, if it runs here and the record has not ended.
+// fresh returns the job as it stands now, if it runs here and the record has not ended. An end counts once it is saved: what goes
+// with it is saved with it.
 func (r *jobRunner) fresh(j *placement.Job) *placement.Job {
 	if live := r.live(j.ID); live != nil && !j.State.Ended() {
-		if j.State == placement.JobCancelling && live.State == placement.JobRunning {
+		if live.State.Ended() || j.State == placement.JobCancelling && live.State == placement.JobRunning {
 			live = live.Clone()
-			live.State = j.State
+			live.State, live.Ended = j.State, j.Ended
 		}
 		return live
 	}
