@@ -296,9 +296,9 @@ func TestACancelEndsAVerifyInTheMiddleOfAShard(t *testing.T) {
 	}
 }
 
-func TestProgressIsShownBeforeItIsSaved(t *testing.T) {
-	b := newJobBench(t)
-	release := make(chan struct{})
+// holdVerify makes verifications report 7 of 9 and stand still until the channel is closed.
+func (b *jobBench) holdVerify() (release chan struct{}) {
+	release = make(chan struct{})
 	b.fakeCluster.mu.verify = func(ctx context.Context, _ base.ShardID, report func(done, total uint64)) (
 		[]string, error) {
 		report(7, 9)
@@ -308,6 +308,12 @@ func TestProgressIsShownBeforeItIsSaved(t *testing.T) {
 		}
 		return nil, ctx.Err()
 	}
+	return release
+}
+
+func TestProgressIsShownBeforeItIsSaved(t *testing.T) {
+	b := newJobBench(t)
+	release := b.holdVerify()
 	r, _ := b.runner(4)
 	j := b.start(r, &pb.JobSpec{Kind: "verify", ShardId: 2})
 	eventually(t, "live progress", func(ctx context.Context) error {
@@ -329,14 +335,7 @@ func TestProgressIsShownBeforeItIsSaved(t *testing.T) {
 // other.
 func TestAJobHasEndedWhenThatIsSaved(t *testing.T) {
 	b := newJobBench(t)
-	release := make(chan struct{})
-	b.fakeCluster.mu.verify = func(ctx context.Context, _ base.ShardID, _ func(done, total uint64)) ([]string, error) {
-		select {
-		case <-release:
-		case <-ctx.Done():
-		}
-		return nil, ctx.Err()
-	}
+	release := b.holdVerify()
 	r, _ := b.runner(4)
 	j := b.start(r, &pb.JobSpec{Kind: "verify", ShardId: 2})
 	eventually(t, "the job runs", func(context.Context) error {
