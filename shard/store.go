@@ -194,6 +194,9 @@ func (s *Store) stop() {
 		left, peeks := w.mu.left, w.mu.peeks
 		w.mu.left, w.mu.peeks, w.mu.stopped = nil, nil, true
 		w.mu.Unlock()
+		if w.noticeTimer != nil {
+			w.noticeTimer.Stop()
+		}
 		for _, l := range left {
 			l.r.dispose(l.code, l.reason, l.err)
 			l.r.dropHanded(l.reason)
