@@ -78,6 +78,9 @@ func (m *member) balanceStatus(ctx context.Context) (*pb.BalanceStatusResponse, 
 	for _, what := range slices.Sorted(maps.Keys(needs)) {
 		resp.Problems = append(resp.Problems, &pb.Count{What: what, Count: uint64(needs[what])})
 	}
+	if n := st.last.NoRoom; n > 0 {
+		resp.Problems = append(resp.Problems, &pb.Count{What: "nodes without room for more", Count: uint64(n)})
+	}
 	return resp, nil
 }
 

@@ -18,6 +18,7 @@ type driverMetrics struct {
 	seconds  prometheus.Histogram
 	problems *prometheus.GaugeVec // by kind
 	spread   *prometheus.GaugeVec // by what
+	noRoom   prometheus.Gauge
 	shards   prometheus.Gauge
 	mismatch prometheus.Gauge
 }
@@ -50,6 +51,9 @@ func newDriverMetrics(reg prometheus.Registerer) *driverMetrics {
 			Name: "shardd_driver_spread", Help: "Largest less smallest number per node that may have some, work in flight " +
 				"counted as done.",
 		}, []string{"of"}),
+		noRoom: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shardd_driver_nodes_without_room", Help: "Nodes whose disk is too full for balance to give them replicas.",
+		}),
 		shards: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shardd_driver_shards", Help: "Shards that the driver knows of.",
 		}),
@@ -57,7 +61,7 @@ func newDriverMetrics(reg prometheus.Registerer) *driverMetrics {
 			Name: "shardd_driver_digest_mismatches", Help: "Full reports whose digest was not that of what they said.",
 		}),
 	}
-	reg.MustRegister(m.driving, m.running, m.started, m.ended, m.rounds, m.seconds, m.problems, m.spread, m.shards,
+	reg.MustRegister(m.driving, m.running, m.started, m.ended, m.rounds, m.seconds, m.problems, m.spread, m.noRoom, m.shards,
 		m.mismatch)
 	m.idle()
 	return m
@@ -72,6 +76,7 @@ func opKinds() []plan.OpKind {
 // idle shows that this node does not drive.
 func (m *driverMetrics) idle() {
 	m.driving.Set(0)
+	m.noRoom.Set(0)
 	m.problems.Reset()
 	for _, k := range opKinds() {
 		m.running.WithLabelValues(k.String()).Set(0)
@@ -99,6 +104,7 @@ func (m *driverMetrics) round(v *plan.View, st *driverState, r *plan.Round) {
 	}
 	m.spread.WithLabelValues("replicas").Set(float64(r.ReplicaSpread))
 	m.spread.WithLabelValues("leaders").Set(float64(r.LeaderSpread))
+	m.noRoom.Set(float64(r.NoRoom))
 	m.shards.Set(float64(v.Len()))
 	m.mismatch.Set(float64(v.Mismatches))
 }

@@ -120,16 +120,31 @@ func (a *ahead) hasRoom(n uint64, cfg *Config, balance bool) bool {
 	if a.DiskCapacity == 0 {
 		return true
 	}
-	keep := a.DiskCapacity / 100 * uint64(cfg.LowSpacePercent)
+	return a.DiskFree >= a.keepFree(cfg, balance)+n+a.incoming
+}
+
+// keepFree is what must stay free of a store's disk. On a large one a percentage is more than the store could need.
+func (s *Store) keepFree(cfg *Config, balance bool) uint64 {
+	keep := min(s.DiskCapacity/100*uint64(cfg.LowSpacePercent), cfg.LowSpaceBytes)
 	if balance {
 		keep += keep / 2
 	}
-	return a.DiskFree >= keep+n+a.incoming
+	return keep
+}
+
+// noRoom counts the stores whose disk is too full for balance to give them replicas.
+func (r *round) noRoom() (n int) {
+	for i := range r.ahead {
+		if a := &r.ahead[i]; a.takesReplicas() && a.alive && !a.hasRoom(0, r.cfg, true) {
+			n++
+		}
+	}
+	return n
 }
 
 // shortOfSpace reports whether a store should lose replicas for want of room.
 func (a *ahead) shortOfSpace(cfg *Config) bool {
-	return a.Disk != DiskOK || a.DiskCapacity > 0 && a.DiskFree < a.DiskCapacity/100*uint64(cfg.LowSpacePercent)
+	return a.Disk != DiskOK || a.DiskCapacity > 0 && a.DiskFree < a.keepFree(cfg, false)
 }
 
 // refuses returns the filter that keeps a replica of a shard off a store, and false if none does. Fit is not looked at.

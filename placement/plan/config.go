@@ -63,8 +63,10 @@ type Config struct {
 	// HotFloor the requests per second of a store below which load is no reason (1,000).
 	HotTolerancePercent int
 	HotFloor            uint64
-	// LowSpacePercent is the part of a disk that must stay free for a store to get more replicas (10).
+	// LowSpacePercent is the part of a disk that must stay free for a store to get more replicas (10), and LowSpaceBytes
+	// what is enough on a large one (16 GiB, twice that below which writes are refused).
 	LowSpacePercent int
+	LowSpaceBytes   uint64
 
 	// SnapshotRate is the bytes per second that one snapshot is taken to make at least; it sets deadlines (4 MiB).
 	SnapshotRate uint64
@@ -151,6 +153,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.HotTolerancePercent, 25)
 	set(&c.HotFloor, 1000)
 	set(&c.LowSpacePercent, 10)
+	set(&c.LowSpaceBytes, 16<<30)
 	set(&c.SnapshotRate, 4<<20)
 	set(&c.JournalBytes, 4<<20)
 	set(&c.ScanPerRound, 2000)

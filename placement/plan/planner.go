@@ -64,6 +64,8 @@ type Round struct {
 	// ReplicaSpread and LeaderSpread are the largest less the smallest number per store, of the stores that may have them,
 	// work in flight counted as done.
 	ReplicaSpread, LeaderSpread int
+	// NoRoom counts the stores whose disk is too full for balance to give them replicas.
+	NoRoom int
 }
 
 // Plan works out what should be done next in a view of which nothing is remembered: every shard is checked. The driver
@@ -92,6 +94,7 @@ func (p *Planner) Round(v *View, cfg Config, now time.Duration, running []*Opera
 	r.run()
 	out.Ops, out.Scanned = r.out, r.scanned
 	out.ReplicaSpread, out.LeaderSpread = r.spreads()
+	out.NoRoom = r.noRoom()
 	for i := range r.notes {
 		d := &r.notes[i]
 		d.seq = p.journal.add(*d, cfg.JournalBytes)

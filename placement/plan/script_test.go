@@ -81,6 +81,9 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 				fmt.Fprintf(&b, "# %d %s\n", n, name)
 			}
 		}
+		if r.NoRoom > 0 {
+			fmt.Fprintf(&b, "# %d nodes without room\n", r.NoRoom)
+		}
 	case "run":
 		n := 1000
 		d.MaybeScanArgs(t, "rounds", &n)

@@ -271,7 +271,10 @@ func (r *round) whyNone(a *ahead) string {
 	case a.slow:
 		return filterWhy[filterUnhealthy]
 	}
-	return filterWhy[filterSpace]
+	if a.DiskCapacity == 0 {
+		return filterWhy[filterSpace]
+	}
+	return fmt.Sprintf("%s: %s free, %s are kept so", filterWhy[filterSpace], size(a.DiskFree), size(a.keepFree(r.cfg, true)))
 }
 
 // WhyOperator returns what is in the journal about an operator, the newest first; false if nothing is left.
