@@ -59,7 +59,7 @@ const roundsPerGroup = 10
 // links are cut and nodes are killed: the shards tile the key space, scans are exact, histories linearizable.
 func TestRoundsOfSplitAndMergeUnderFaults(t *testing.T) {
 	const shards, roamers, nodes = 6, 18, 3
-	rounds := scale(3, 30, 300)
+	rounds := scale(3, 12, 300)
 	f := &splitMergeRounds{Machine: ycsb.DescribeMachine(), Nodes: nodes, Shards: shards, Clients: shards + roamers,
 		Started: time.Now().UTC().Truncate(time.Second),
 		Command: "SHARDD_E2E=long go test -count 1 -timeout 4h -v -run " + t.Name() + " ./e2e"}
