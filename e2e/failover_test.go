@@ -171,7 +171,9 @@ func TestFiguresOfFailover(t *testing.T) {
 			gaps := w.take(t)
 			c.Start(i)
 			c.WaitHealthy()
-			for j, g := range w.take(t) {
+			started := w.take(t)
+			t.Logf("restart of node %d: %+v while it stopped, %+v from then on", i, sumGaps(inMS(gaps)), sumGaps(inMS(started)))
+			for j, g := range started {
 				restarted = append(restarted, inMS([]time.Duration{max(g, gaps[j])})...)
 			}
 		}
