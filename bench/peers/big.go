@@ -18,8 +18,8 @@ import (
 	"github.com/shardd/shardd/bench/ycsb"
 )
 
-// More data than the memory holds, for long enough that compaction has to keep up. Load: in parts, each of which is noted,
-// so that an interrupted load goes on. Run: A, then C, on what was loaded; each is a file with the rate of every second. The
+// More data than the memory holds, for long enough that compaction has to keep up. Load: in batches of
+// about 32 records and in parts, each of which is noted, so that an interrupted load goes on. Run: A, then C, on what was loaded; each is a file with the rate of every second. The
 // data stays in --work until --clean.
 
 // bigConfig is what such a run covers.
@@ -187,7 +187,7 @@ func (st *bigState) properties(workload string, clients int, duration time.Durat
 }
 
 func (st *bigState) measure(ctx context.Context, binary string, cfg bigConfig, missing []string) error {
-	load, err := st.properties("a", 256, 0)
+	load, err := st.properties("a", 2048, 0) // about 32 a shard, which go into one batch
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (st *bigState) measure(ctx context.Context, binary string, cfg bigConfig, m
 		return err
 	}
 	defer s.close()
-	if err := st.load(ctx, s, cfg.Work, load); err != nil {
+	if err := st.load(ctx, s, cfg.Work, load, splits); err != nil {
 		return err
 	}
 	for _, w := range missing {
@@ -218,7 +218,7 @@ func (st *bigState) measure(ctx context.Context, binary string, cfg bigConfig, m
 // loadParts is how many parts a load has.
 const loadParts = 50
 
-func (st *bigState) load(ctx context.Context, s *system, work string, p ycsb.Properties) error {
+func (st *bigState) load(ctx context.Context, s *system, work string, p ycsb.Properties, splits [][]byte) error {
 	part := (st.Records + loadParts - 1) / loadParts
 	for st.Loaded < st.Records {
 		n := min(part, st.Records-st.Loaded)
@@ -232,7 +232,7 @@ func (st *bigState) load(ctx context.Context, s *system, work string, p ycsb.Pro
 			return err
 		}
 		began := time.Now()
-		if _, err := ycsb.Load(ctx, ycsb.Config{DB: db, Name: "load", Properties: p}); err != nil {
+		if _, err := ycsb.Load(ctx, ycsb.Config{DB: newBatches(db, s.shardd, splits), Name: "load", Properties: p}); err != nil {
 			return fmt.Errorf("load: %w", err)
 		}
 		after, err := s.engines(ctx)
@@ -383,7 +383,7 @@ func bigTable(all []*bigFile) string {
 		fmt.Fprintf(&b, " %s.", st.Note)
 	}
 	loaded := 3 * float64(st.Records) * recordBytes
-	fmt.Fprintf(&b, " Loaded in %.0f s with a write amplification of %.1f (log %.1f, flushes %.1f, compactions %.1f) and %.0f write "+
+	fmt.Fprintf(&b, " Loaded in batches in %.0f s with a write amplification of %.1f (log %.1f, flushes %.1f, compactions %.1f) and %.0f write "+
 		"stalls of %.1f s together.\n\n", st.Seconds, (st.Load.WAL+st.Load.Flushed+st.Load.Compacted)/loaded, st.Load.WAL/loaded,
 		st.Load.Flushed/loaded, st.Load.Compacted/loaded, st.Load.Stalls, st.Load.Stalled)
 	b.WriteString("| workload | minutes | ops/s | least in a second | longest seconds without an operation | p99 | write amplification " +

@@ -61,6 +61,7 @@ func startSharddAt(ctx context.Context, binary, dir string, ports []string, spli
 		return nil, errors.Join(err, s.close())
 	}
 	s.closers = append(s.closers, db.Close)
+	s.shardd = db
 	s.db = func(p ycsb.Properties) (ycsb.DB, error) { return ycsb.NewClient(db, p) }
 	return s, nil
 }

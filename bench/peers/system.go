@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/shardd/shardd/bench/ycsb"
+	"github.com/shardd/shardd/client"
 )
 
 // system is a cluster of server processes that run started and alone may end.
@@ -24,6 +25,7 @@ type system struct {
 	closers []func() error
 	http    []string // addresses of metrics, if it has any
 	db      func(ycsb.Properties) (ycsb.DB, error)
+	shardd  *client.DB // nil for others
 }
 
 // start starts one process; its output goes to a file. It dies with this process.
