@@ -17,9 +17,10 @@ import (
 // news is what Changed has to look at.
 type news struct {
 	sync.Mutex
-	list  []*replica
-	gone  []base.ShardID
-	later laterHeap
+	list []*replica
+	gone []base.ShardID
+
+	later laterHeap // belongs to the caller of Changed
 }
 
 // note has Changed look at a replica.
@@ -48,15 +49,15 @@ func (s *Store) Changed() (sums []Summary, gone []base.ShardID) {
 	n.Lock()
 	list, removed := n.list, n.gone
 	n.list, n.gone = nil, nil
+	n.Unlock()
 	for len(n.later) > 0 && n.later[0].due <= now {
-		r := heap.Pop(&n.later).(laterItem).r
-		r.measureDue = false
-		if !r.noted.Swap(true) {
-			list = append(list, r)
+		if r := s.lookup(heap.Pop(&n.later).(laterItem).shard); r != nil {
+			r.measureDue = false
+			if !r.noted.Swap(true) {
+				list = append(list, r)
+			}
 		}
 	}
-	n.Unlock()
-	var rests []laterItem
 	for _, r := range list {
 		r.noted.Store(false) // before the look: what comes behind it is noted again
 		if s.lookup(r.shard) != r {
@@ -68,18 +69,11 @@ func (s *Store) Changed() (sums []Summary, gone []base.ShardID) {
 		switch {
 		case !asleep || !sum.rests():
 			s.note(r)
-		case sum.SizeBytes > 0:
-			rests = append(rests, laterItem{r: r, due: time.Duration(r.size.due.Load())})
+		case sum.SizeBytes > 0 && !r.measureDue:
+			r.measureDue = true
+			heap.Push(&n.later, laterItem{shard: r.shard, due: time.Duration(r.size.due.Load())})
 		}
 	}
-	n.Lock()
-	for _, i := range rests {
-		if !i.r.measureDue {
-			i.r.measureDue = true
-			heap.Push(&n.later, i)
-		}
-	}
-	n.Unlock()
 	slices.Sort(removed)
 	for _, id := range slices.Compact(removed) {
 		if s.lookup(id) == nil {
@@ -126,10 +120,11 @@ func (s *Store) Counts() (replicas, leaders int) {
 	return replicas, leaders
 }
 
-// laterItem is a replica at rest whose size is to be measured again at a time.
+// laterItem is a shard whose replica is at rest and is to be measured again at a time. It holds no replica: that may be
+// removed or replaced long before.
 type laterItem struct {
-	r   *replica
-	due time.Duration
+	shard base.ShardID
+	due   time.Duration
 }
 
 // laterHeap has the earliest on top.

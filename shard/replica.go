@@ -50,7 +50,7 @@ type replica struct {
 	size shardSize
 	load load
 
-	measureDue bool // in Store.news.later, whose lock guards it
+	measureDue bool // in Store.news.later; belongs to the caller of Changed
 
 	in     inbox
 	wait   waiting
