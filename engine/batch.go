@@ -20,6 +20,8 @@ type Batch struct {
 	e   *Engine
 	b   *pebble.Batch // nil until first used
 	err error
+	// changed are the rows whose gates the commit closes: all of Put, Delete and DeleteRange.
+	changed rowChanges
 }
 
 // NewBatch returns an empty batch from the pool. Close puts it back.
@@ -50,6 +52,7 @@ func (b *Batch) Err() error { return b.err }
 // Reset empties the batch for its next use and keeps its memory, up to 8 MiB.
 func (b *Batch) Reset() {
 	b.err = nil
+	b.changed.reset()
 	if b.b != nil {
 		b.b.Reset()
 	}
@@ -89,6 +92,9 @@ func (b *Batch) deleteLocal(key []byte) {
 }
 
 func (b *Batch) deleteRange(lo, hi []byte) {
+	if string(hi) > string([]byte{dataStart}) {
+		b.changed.all = true
+	}
 	op := b.pb().DeleteRangeDeferred(len(lo), len(hi))
 	copy(op.Key, lo)
 	copy(op.Value, hi)
@@ -103,6 +109,7 @@ func (b *Batch) Put(key []byte, h ValueHeader, value []byte) {
 		b.invalid(fmt.Errorf("put %x, flags %#x: %w", key, h.Flags, ErrInvalidKey))
 		return
 	}
+	b.change(key)
 	k, v := b.set(len(key), valueLen(h, len(value)))
 	copy(k, key)
 	putValue(v, h, value)
@@ -114,7 +121,15 @@ func (b *Batch) Delete(key []byte) {
 		b.invalid(fmt.Errorf("delete %x: %w", key, ErrInvalidKey))
 		return
 	}
+	b.change(key)
 	b.deleteLocal(key)
+}
+
+// change notes that the row of a routing key changes.
+func (b *Batch) change(key []byte) {
+	if len(b.e.rows.stripes) > 0 {
+		b.changed.hashes = append(b.changed.hashes, b.e.rows.hash(key))
+	}
 }
 
 // DeleteRange removes the routing keys in [lo, hi), both in one data family; hi may be the family's end.

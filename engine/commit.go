@@ -22,10 +22,12 @@ func (e *Engine) Commit(b *Batch, sync bool) error {
 		if err := e.check(b); err != nil || b.Empty() {
 			return err
 		}
+		e.rows.begin(&b.changed)
 		if err := e.db.Apply(b.pb(), pebble.NoSync); err != nil {
 			e.fail(fmt.Errorf("commit batch: %w", err))
 			return e.stopErr()
 		}
+		e.rows.end(&b.changed)
 		e.metrics.unsyncedBatches.Inc()
 		e.metrics.unsyncedBatchBytes.Add(float64(b.Len()))
 		return nil
@@ -60,10 +62,12 @@ func (e *Engine) commitAsync(b *Batch, done func()) error {
 	e.metrics.syncedBatches.Inc()
 	e.metrics.syncedBatchBytes.Add(float64(b.Len()))
 	if !b.Empty() {
+		e.rows.begin(&b.changed)
 		if err := e.db.ApplyNoSyncWait(b.pb(), pebble.Sync); err != nil {
 			e.fail(fmt.Errorf("commit batch: %w", err))
 			return e.stopErr()
 		}
+		e.rows.end(&b.changed)
 	}
 	e.syncs.push(syncItem{b: b.b, done: done, start: start})
 	return nil

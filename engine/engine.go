@@ -27,6 +27,7 @@ type Engine struct {
 	iters   sync.Pool // of *Iter, closed
 
 	cache      entryCache
+	rows       rowCache
 	syncs      syncWaiter
 	probe      probe
 	ident      identState

@@ -261,7 +261,10 @@ func (e *Engine) exciseAndIngest(files []string, span pebble.KeyRange) error {
 		return fmt.Errorf("flush: %w", err)
 	}
 	flushed()
+	all := rowChanges{all: true}
+	e.rows.begin(&all)
 	_, err := e.db.IngestAndExcise(context.Background(), files, nil, nil, span)
+	e.rows.end(&all) // not if Pebble gave up, which ends this goroutine
 	return err
 }
 

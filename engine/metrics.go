@@ -135,6 +135,16 @@ func newCollector(e *Engine) *collector {
 				}
 				return sum
 			}),
+			g("row_cache_bytes", "Rows held in memory.", G,
+				func(*M) float64 { return float64(e.RowCacheBytes()) }),
+			g("row_cache_hits_total", "Gets answered from memory.", C, func(*M) float64 {
+				hits, _ := e.rows.counts()
+				return float64(hits)
+			}),
+			g("row_cache_misses_total", "Gets that went to Pebble.", C, func(*M) float64 {
+				_, misses := e.rows.counts()
+				return float64(misses)
+			}),
 			g("wal_files", "Live log files.", G, func(m *M) float64 { return float64(m.WAL.Files) }),
 			g("blob_bytes", "Bytes of separated values.", G,
 				func(m *M) float64 { return float64(m.BlobFiles.LiveSize) }),

@@ -32,6 +32,7 @@ func Open(o Options) (*Engine, error) {
 	e.batches.New = func() any { return &Batch{e: e} }
 	e.iters.New = func() any { return &Iter{e: e} }
 	e.cache.init(o.EntryCacheBytes)
+	e.rows.init(o.RowCacheBytes)
 	e.damage.init()
 	e.events = newEventLog(o.Logger)
 

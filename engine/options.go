@@ -30,6 +30,9 @@ type Options struct {
 
 	// CacheBytes is the block cache, in bytes; default 256 MiB (8 MiB in memory). Raise it to hold the hot tables.
 	CacheBytes int64
+	// RowCacheBytes bounds the rows that are kept in memory because they are read again and again; default 64 MiB (1 MiB
+	// in memory). Negative: none.
+	RowCacheBytes int64
 	// MemTableBytes is the size of one memtable; default 64 MiB (4 MiB in memory). Smaller ones cost write
 	// amplification: 16 MiB was measured slower. A batch above half of it bypasses the memtable.
 	MemTableBytes int64
@@ -81,6 +84,7 @@ func (o Options) withDefaults() Options {
 		o.Compression = CompressFast
 	}
 	pick(&o.CacheBytes, 256<<20, 8<<20)
+	pick(&o.RowCacheBytes, 64<<20, 1<<20)
 	pick(&o.MemTableBytes, 64<<20, 4<<20)
 	pick(&o.EntryCacheBytes, 128<<20, 8<<20)
 	pick(&o.StagingBytes, 64<<30, 256<<20)

@@ -8,8 +8,13 @@ import (
 )
 
 // Get reads one routing key and appends the user's bytes to buf. ok is false, and value is buf, if the key does not
-// exist. A damaged block is an error wrapping ErrCorrupt, never a wrong value.
+// exist. A damaged block is an error wrapping ErrCorrupt, never a wrong value; damage below a row that the row cache holds
+// is found by others.
 func (e *Engine) Get(key, buf []byte) (h ValueHeader, value []byte, ok bool, err error) {
+	row, ticket := e.rows.get(key)
+	if row != nil {
+		return row.header, append(buf, row.data[row.keyLen:]...), true, nil
+	}
 	v, closer, err := e.db.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return ValueHeader{}, buf, false, nil
@@ -24,6 +29,7 @@ func (e *Engine) Get(key, buf []byte) (h ValueHeader, value []byte, ok bool, err
 	if err = errors.Join(err, closer.Close()); err != nil {
 		return ValueHeader{}, buf, false, fmt.Errorf("get %x: %w", key, readError(err))
 	}
+	e.rows.put(ticket, key, h, value[len(buf):])
 	return h, value, true, nil
 }
 

@@ -72,6 +72,9 @@ type Settings struct {
 	Compression engine.Compression
 	// EntryCacheBytes bounds the store-wide cache of recent log entries. Default: the engine's.
 	EntryCacheBytes int64
+	// RowCacheBytes bounds the rows kept in memory because they are read again and again; negative: none. Default: the
+	// engine's.
+	RowCacheBytes int64
 	// ReportInterval is the time between reports to the meta shard's leader. Default 1 s.
 	ReportInterval time.Duration
 	// StreamOps bounds the operations of one client stream that have no answer yet; more are answered Busy.

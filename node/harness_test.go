@@ -73,7 +73,7 @@ func (p *proc) config() Config {
 		Logger: slog.New(slog.NewTextHandler(w, nil)).With("proc", p.name),
 		Settings: Settings{
 			Tick: 10 * time.Millisecond, Workers: 1, ApplyWorkers: 1, ReportInterval: 100 * time.Millisecond,
-			CacheBytes: 1 << 20, MemTableBytes: 1 << 20,
+			CacheBytes: 1 << 20, MemTableBytes: 1 << 20, RowCacheBytes: 1 << 20,
 			NoBalance: true, // most tests place replicas by hand
 		},
 		Fatal: func(err error) { p.t.Logf("%s: fatal: %v", p.name, err) },

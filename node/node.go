@@ -94,6 +94,7 @@ func New(cfg Config) (_ *Node, err error) {
 		Dir: cfg.DataDir, FS: cfg.FS, Logger: n.log, Registerer: n.reg, Fatal: cfg.Fatal,
 		CacheBytes: cfg.Settings.CacheBytes, MemTableBytes: cfg.Settings.MemTableBytes, Compression: cfg.Settings.Compression,
 		EntryCacheBytes: cfg.Settings.EntryCacheBytes, StagingBytes: cfg.Settings.StagingBytes,
+		RowCacheBytes: cfg.Settings.RowCacheBytes,
 		LowSpaceBytes: cfg.Settings.LowSpaceBytes, CriticalSpaceBytes: cfg.Settings.CriticalSpaceBytes,
 		ReserveBytes: cfg.Settings.ReserveBytes, OnCorrupt: n.corrupt,
 	})

@@ -69,7 +69,7 @@ func newDemoCluster(ctx context.Context, dir string, count int, log *slog.Logger
 			DataDir: filepath.Join(dir, fmt.Sprintf("node%d", i+1)), Listen: listen, HTTP: "127.0.0.1:0", Logger: log,
 			Version: cli.ReadVersion().String(), StopTimeout: 5 * time.Second,
 			Settings: node.Settings{CacheBytes: 64 << 20, MemTableBytes: 32 << 20, EntryCacheBytes: 32 << 20,
-				NoBalance: true}, // the demo moves replicas itself
+				RowCacheBytes: 16 << 20, NoBalance: true}, // the demo moves replicas itself
 			Fatal: d.fatal,
 		})
 		if err != nil {

@@ -77,6 +77,7 @@ func nodeSettings(cfg *config.Config) node.Settings {
 		Workers: cfg.Workers, ApplyWorkers: cfg.ApplyWorkers,
 		NoLeases: !cfg.Leases, LeaseSupport: cfg.LeaseSupport, ClockMargin: cfg.ClockMargin,
 		CacheBytes: cfg.CacheBytes, MemTableBytes: cfg.MemTableBytes, EntryCacheBytes: cfg.EntryCacheBytes,
+		RowCacheBytes:        cfg.RowCacheBytes,
 		Compression:          engine.Compression(cfg.Compression),
 		SnapshotSendBytes:    uint64(max(cfg.SnapshotSendBytes, 0)),
 		SnapshotReceiveBytes: uint64(max(cfg.SnapshotReceiveBytes, 0)), StagingBytes: cfg.StagingBytes,

@@ -42,6 +42,7 @@ type Config struct {
 	MemTableBytes   int64
 	Compression     string
 	EntryCacheBytes int64
+	RowCacheBytes   int64 // -1: none
 
 	SnapshotSendBytes    int64 // a second
 	SnapshotReceiveBytes int64 // a second
@@ -155,6 +156,8 @@ func Table(c *Config) []*Setting {
 			"tenth more of the processor when writing. What is there already stays as it is until it is compacted."},
 		{Name: "entry-cache", Value: bytesVar(&c.EntryCacheBytes, 128<<20), Doc: "Recent log entries of all shards kept " +
 			"in memory, so that followers are fed without reading the disk."},
+		{Name: "row-cache", Value: bytesVar(&c.RowCacheBytes, 64<<20), Doc: "Single rows that are read again and again " +
+			"kept in memory, beside the block cache: reading one of them costs a copy. -1: none."},
 
 		{Name: "snapshot-send-limit", Value: bytesVar(&c.SnapshotSendBytes, 32<<20), Doc: "Bytes per second that all " +
 			"snapshots sent by the node may take together. `shardctl` changes it while the node runs."},
@@ -232,6 +235,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("split-size is %s: it must be at least 1MiB, or -1 for no splits by size", FormatBytes(c.SplitBytes))
 	case c.SplitLoadBytes < 1 && c.SplitLoadBytes != -1:
 		return fmt.Errorf("split-load-bytes is %d: it must be above 0, or -1 for no splits by bytes", c.SplitLoadBytes)
+	case c.RowCacheBytes < 1<<20 && c.RowCacheBytes != -1:
+		return fmt.Errorf("row-cache is %s: it must be at least 1MiB, or -1 for none", FormatBytes(c.RowCacheBytes))
 	case c.MergeAge < 0:
 		return fmt.Errorf("merge-age is %s: it may not be negative", c.MergeAge)
 	case c.MemoryLimit < -1:
