@@ -24,8 +24,8 @@ const (
 	// longLogTicks is the same if its log is over its budget, which is looked after on ticks: by then it was cut if it can be.
 	longLogTicks = 30
 	// manyAwake is how many replicas of a worker have to be awake for it to look at half of them only with each tick, and
-	// give them two then: most of what a tick costs is the look at the replica.
-	manyAwake = 1024
+	// give them two then: most of what a tick costs is the look at the replica. See tickDue.
+	manyAwake = 128
 )
 
 // wake puts a replica on the list of those that are ticked.
@@ -214,7 +214,7 @@ func (w *worker) tick(ticks int) {
 	clear(w.awake[len(keep):])
 	w.awake = keep
 	w.levelLogs()
-	many := len(w.awake) >= manyAwake && w.store.cfg.HeartbeatTick > 1
+	many := len(w.awake) >= w.manyAwake && w.store.cfg.HeartbeatTick > 1
 	w.turns++
 	for _, r := range w.awake {
 		if r.lead.Load().leads {
@@ -223,14 +223,31 @@ func (w *worker) tick(ticks int) {
 			r.silent.Add(int64(ticks))
 		}
 		r.worker.ticks = min(r.worker.ticks+ticks, limit)
-		if many && uint64(r.shard)/uint64(len(w.store.workers))%2 != w.turns%2 {
-			continue // with the next tick
+		due, turn := true, true
+		if many {
+			due, turn = w.tickDue(r)
 		}
-		w.sweep(r)
-		w.activate(r)
+		if turn {
+			w.sweep(r)
+		}
+		if due {
+			w.activate(r)
+		}
 	}
 	w.pace(ticks)
 	w.fire()
+}
+
+// tickDue says, of one of many awake replicas that has ticks pending, whether it has to be visited for them and whether it
+// is its turn to be swept, which comes with every second tick. One that is idle is visited in its turn. One that is busy
+// takes a tick with whatever else it is visited for, and is visited for its ticks only once two have come together.
+func (w *worker) tickDue(r *replica) (due, turn bool) {
+	rw := &r.worker
+	turn = uint64(r.shard)/uint64(len(w.store.workers))%2 == w.turns%2
+	if rw.idle < idleTicks {
+		return rw.ticks >= 2, turn
+	}
+	return turn, turn
 }
 
 // startAsleep is for replicas that were here when the store started: their leaders are somewhere else, if there are any,

@@ -107,7 +107,7 @@ type Config struct {
 	InlineBytes int64
 
 	// CommitNotice is for how long a leader may leave followers without word of a commit if there is nothing else to tell
-	// them, 10 ms: an append that comes sooner tells it as well. Negative: not at all.
+	// them, 250 ms: an append or heartbeat that comes sooner tells it as well. Negative: not at all.
 	CommitNotice time.Duration
 
 	// MaxSizePerMsg (64 KiB) x MaxInflightMsgs (128) bounds what is in flight to one follower; a single entry may be
@@ -223,7 +223,7 @@ func (c Config) withDefaults() Config {
 	orElse(&c.RequestTimeout, 10*time.Second)
 	orElse(&c.MergeTimeout, 10*time.Second)
 	orElse(&c.IndexTimeout, time.Second)
-	orElse(&c.CommitNotice, 10*time.Millisecond)
+	orElse(&c.CommitNotice, 250*time.Millisecond)
 	c.Limits = c.Limits.withDefaults()
 	c.Compaction = c.Compaction.withDefaults()
 	return c

@@ -194,7 +194,7 @@ func (w *worker) send(r *replica, m *raftpb.Message) {
 	if !allowed(m.Type) {
 		return
 	}
-	if len(r.worker.notices) > 0 && m.Type == raftpb.MsgApp {
+	if len(r.worker.notices) > 0 && (m.Type == raftpb.MsgApp || m.Type == raftpb.MsgHeartbeat) {
 		r.dropNotice(m)
 	}
 	to := base.ReplicaID(m.To)

@@ -12,8 +12,9 @@ import (
 // Commit notices. When an acknowledgement commits something, raft tells the followers at once, by an append without
 // entries to each. After a lone write that is two messages more, two answers, a pass at each follower and two at the
 // leader, for what the next append says anyway. So such a notice is held for Config.CommitNotice, and left out if an append
-// with its commit index, or a later one, leaves for that follower in the meantime. (Others go further: raft-rs can leave
-// it to the next heartbeat.) To raft it is a message that was on its way for longer.
+// or heartbeat with its commit index, or a later one, leaves for that follower in the meantime. The time is longer than
+// from heartbeat to heartbeat: among a thousand shards each is written too seldom for a next append to come soon, and the
+// heartbeats tell it then. To raft it is a message that was on its way for longer.
 //
 // What is not held: the notice of anything but plain operations, since splits, merges, changes of members and the first
 // entry of a term have others waiting for them; and all notices of a group once another store has asked for its read index.
@@ -71,7 +72,7 @@ func (w *worker) holdNotice(r *replica, m *raftpb.Message) {
 	}
 }
 
-// dropNotice forgets the notice that an append makes superfluous.
+// dropNotice forgets the notice that an append or a heartbeat makes superfluous.
 func (r *replica) dropNotice(m *raftpb.Message) {
 	rw := &r.worker
 	for i := range rw.notices {

@@ -66,6 +66,36 @@ func TestTheNextWriteTellsOfTheCommitOfTheOneBefore(t *testing.T) {
 	c.everywhere(7, "k", "v")
 }
 
+// Among many shards the next append is far away: the heartbeat tells of the commit, and no notice follows it.
+func TestAHeartbeatTellsOfTheCommitInTheNoticesPlace(t *testing.T) {
+	c, lead, sent := noticing(t, time.Hour)
+	c.put(7, "k", "v")
+	r := lead.store.lookup(7)
+	if len(r.worker.notices) != 2 {
+		t.Fatalf("%d notices are held", len(r.worker.notices))
+	}
+	c.until("the followers have applied it", func() bool {
+		all := true
+		c.each(func(n *testNode) { all = all && n.store.lookup(7).applied.Load() == r.applied.Load() })
+		return all
+	})
+	if notices, appends := countNotices(*sent); notices != 0 || appends != 2 || len(r.worker.notices) > 0 || r.noticing.Load() {
+		t.Fatalf("%d notices, %d appends, %d held", notices, appends, len(r.worker.notices))
+	}
+}
+
+// A heartbeat tells a follower no more than what that one is known to have.
+func TestAHeartbeatWithAnEarlierCommitLeavesTheNoticeHeld(t *testing.T) {
+	c, lead, _ := noticing(t, time.Hour)
+	c.put(7, "k", "v")
+	r := lead.store.lookup(7)
+	held := r.worker.notices[0]
+	r.dropNotice(&raftpb.Message{Type: raftpb.MsgHeartbeat, To: held.To, Term: held.Term, Commit: held.Commit - 1})
+	if len(r.worker.notices) != 2 {
+		t.Fatalf("%d notices are held", len(r.worker.notices))
+	}
+}
+
 func TestAReadElsewhereDoesNotWaitForTheCommitNotice(t *testing.T) {
 	c, lead, sent := noticing(t, testNotice)
 	c.put(7, "k", "v")

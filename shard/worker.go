@@ -58,6 +58,7 @@ type worker struct {
 	wakes       []*replica
 	fired       int
 	fireBatch   int    // the constant
+	manyAwake   int    // the constant
 	turns       uint64 // ticks that were taken
 	held        int    // of fireBatch: not woken now, since the worker is late
 
@@ -87,7 +88,8 @@ type pass struct {
 func newWorker(s *Store, i int) *worker {
 	return &worker{
 		store: s, index: i, control: controlKey(i, s.cfg.Workers), byShard: make(map[uint64]*replica),
-		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s), fireBatch: fireBatch, runOutDue: never,
+		out: outbox{store: s.cfg.Store}, applier: newApplyWorker(s), fireBatch: fireBatch, manyAwake: manyAwake,
+		runOutDue: never,
 	}
 }
 
