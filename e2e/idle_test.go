@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,8 +28,10 @@ type idleFigures struct {
 	// A cluster of one shard, and one of many that all sleep.
 	Base   *idleUse `json:"one_shard,omitempty"`
 	Asleep *idleUse `json:"asleep,omitempty"`
-	// The same without leases: nothing sleeps, and heartbeats are coalesced for each pair of nodes.
-	Awake *idleUse `json:"awake,omitempty"`
+	// The same without sleep, and without leases too: nothing sleeps then either, and all heartbeats are sent. They are
+	// coalesced for each pair of nodes.
+	Awake    *idleUse `json:"awake,omitempty"`
+	NoLeases *idleUse `json:"without_leases,omitempty"`
 	// The difference of Asleep and Base by replica.
 	HeapPerReplica float64 `json:"live_heap_bytes_per_replica"`
 	// LessMemTables leaves out the writes that are not flushed yet, which a bound holds for the whole node.
@@ -90,7 +93,8 @@ func TestFiguresOfIdleShards(t *testing.T) {
 		f.Base = s.use()
 		s.end()
 	}
-	if f.Asleep == nil || f.Lost == nil || f.RestartOne == nil || f.RestartAll == nil || f.Awake == nil {
+	if f.Asleep == nil || f.Lost == nil || f.RestartOne == nil || f.RestartAll == nil || f.Awake == nil ||
+		f.NoLeases == nil {
 		f.Made = s.make(f.Shards)
 		s.measure()
 		s.end()
@@ -177,17 +181,30 @@ func (s *idleRun) measure() {
 		f.RestartAll = s.restart(0, 1, 2)
 		s.save("restart of all", *f.RestartAll)
 	}
-	if f.Awake == nil {
-		s.stop(0, 1, 2)
-		for i, n := range s.c.Nodes {
-			n.Args = append(n.Args, "--leases=false")
-			s.c.Launch(i)
+	for _, o := range []struct {
+		use        **idleUse
+		name, flag string
+	}{{&f.Awake, "awake", "--sleep=false"}, {&f.NoLeases, "without leases", "--leases=false"}} {
+		if *o.use == nil {
+			*o.use = s.useWith(o.flag)
+			s.save(o.name, **o.use)
 		}
-		s.c.WaitHealthy()
-		s.read(s.c.Addrs())
-		f.Awake = s.use()
-		s.save("awake", *f.Awake)
 	}
+}
+
+// useWith starts the nodes anew, with one more flag, and watches them.
+func (s *idleRun) useWith(flag string) *idleUse {
+	s.t.Helper()
+	s.stop(0, 1, 2)
+	for i, n := range s.c.Nodes {
+		args := n.Args
+		n.Args = append(slices.Clone(args), flag)
+		s.c.Launch(i)
+		n.Args = args
+	}
+	s.c.WaitHealthy()
+	s.read(s.c.Addrs())
+	return s.use()
 }
 
 // untilAsleep waits until all replicas on nodes that run sleep, but for a few, such as of the shard that is read all the

@@ -58,6 +58,8 @@ type Settings struct {
 	ApplyWorkers int
 	// NoLeases keeps this node from asking for lease support and from giving any.
 	NoLeases bool
+	// NoSleep keeps idle shards awake.
+	NoSleep bool
 	// LeaseSupport is for how long a node promises another one to elect no leaders in place of those there. All nodes of a
 	// cluster should agree: between two that do not the lower one holds. Default 8 ticks, at least 250 ms.
 	LeaseSupport time.Duration

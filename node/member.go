@@ -104,6 +104,7 @@ func (n *Node) boot() (*member, error) {
 	m.store, err = shard.New(shard.Config{
 		Store: id.Store, Incarnation: inc, Engine: n.eng, Sender: late, Clock: n.cfg.Clock, Logger: log,
 		Liveness:   m.liveness,
+		NoSleep:    s.NoSleep,
 		Registerer: n.reg, Tick: s.Tick, ElectionTick: s.ElectionTick, HeartbeatTick: s.HeartbeatTick,
 		Workers: s.Workers, ApplyWorkers: s.ApplyWorkers, OnLeader: m.onLeader,
 		Snapshots: m.snapshots, OnVerify: m.verifier.add,

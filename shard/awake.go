@@ -31,6 +31,9 @@ const (
 // wake puts a replica on the list of those that are ticked.
 func (w *worker) wake(r *replica) {
 	rw := &r.worker
+	if rw.rests {
+		rw.rests, rw.idle = false, 0
+	}
 	if rw.awake || rw.disposed {
 		return
 	}
@@ -46,7 +49,7 @@ func (w *worker) wake(r *replica) {
 // dozes reports whether a sleeping replica may look at what has come for it without waking: heartbeats and their answers
 // at most, or nothing, if it was dealt with in the pass in which the replica fell asleep.
 func (r *replica) dozes() bool {
-	if r.worker.awake || r.worker.disposed || r.store.live == nil || r.parking.Load() {
+	if r.worker.awake || r.worker.disposed || r.store.live == nil || r.store.cfg.NoSleep || r.parking.Load() {
 		return false
 	}
 	in := &r.in
@@ -80,13 +83,22 @@ func (w *worker) wakeUnlessDone(r *replica) {
 // trySleep lets the replica sleep if it may. It is called at the end of a visit that has ticked it.
 func (w *worker) trySleep(r *replica) {
 	rw := &r.worker
-	if w.store.live == nil || rw.inflight || rw.still || rw.disposed || r.uninitialised() {
+	if w.store.live == nil {
+		return
+	}
+	if rw.inflight || rw.still || rw.disposed || r.uninitialised() {
+		rw.rests = false
 		return
 	}
 	if w.store.live.Promise() == 0 {
 		return // no leases: there is nothing to sleep on
 	}
 	if rw.idle < idleTicks || !w.mayRest(r) {
+		rw.rests = false
+		return
+	}
+	if w.store.cfg.NoSleep {
+		rw.rests = true
 		return
 	}
 	w.countLog(r)
@@ -201,10 +213,13 @@ func (w *worker) tick(ticks int) {
 	ok, _ := w.store.SyncHealthy()
 	w.stalled = !ok
 	w.store.stalled.Store(!ok)
+	w.turns++
 	keep := w.awake[:0]
 	for _, r := range w.awake {
 		rw := &r.worker
-		w.countLog(r)
+		if !rw.rests || w.looksAt(r) {
+			w.countLog(r)
+		}
 		if rw.disposed || !rw.awake {
 			rw.listed, rw.awake = false, false
 			continue
@@ -215,8 +230,10 @@ func (w *worker) tick(ticks int) {
 	w.awake = keep
 	w.levelLogs()
 	many := len(w.awake) >= w.manyAwake && w.store.cfg.HeartbeatTick > 1
-	w.turns++
 	for _, r := range w.awake {
+		if r.worker.rests && !w.looksAt(r) {
+			continue
+		}
 		if r.lead.Load().leads {
 			r.silent.Store(0)
 		} else {
@@ -224,7 +241,7 @@ func (w *worker) tick(ticks int) {
 		}
 		r.worker.ticks = min(r.worker.ticks+ticks, limit)
 		due, turn := true, true
-		if many {
+		if many && !r.worker.rests {
 			due, turn = w.tickDue(r)
 		}
 		if turn {
@@ -243,7 +260,7 @@ func (w *worker) tick(ticks int) {
 // takes a tick with whatever else it is visited for, and is visited for its ticks only once two have come together.
 func (w *worker) tickDue(r *replica) (due, turn bool) {
 	rw := &r.worker
-	turn = uint64(r.shard)/uint64(len(w.store.workers))%2 == w.turns%2
+	turn = w.turnOf(r)%2 == 0
 	if rw.idle < idleTicks {
 		return rw.ticks >= 2, turn
 	}

@@ -70,6 +70,8 @@ type Config struct {
 
 	// Liveness is this store's end of store liveness; nil: there are no leases, and nothing sleeps.
 	Liveness *liveness.Monitor
+	// NoSleep keeps replicas awake that could sleep: they beat seldom instead (rest.go).
+	NoSleep bool
 
 	// Indexes asks leaders on other stores for read indexes. Without it this store serves no reads of shards that it does
 	// not lead. IndexTimeout bounds one such question, 1 s.

@@ -37,7 +37,7 @@ func (w *worker) visit(r *replica) {
 	ticked := r.worker.ticks > 0
 	w.step(r)
 	w.ready(r)
-	if ticked {
+	if ticked || r.worker.rests {
 		w.trySleep(r)
 	}
 }
@@ -80,6 +80,9 @@ func (w *worker) step(r *replica) {
 	for i := range w.msgs {
 		m := &w.msgs[i]
 		r.learnPeer(base.ReplicaID(m.msg.From), m.store)
+		if m.msg.Type == raftpb.MsgVote || m.msg.Type == raftpb.MsgPreVote {
+			r.worker.idle = 0 // V12: whoever looks for a leader gets a heartbeat
+		}
 		if w.store.live != nil && !w.admits(r, m) {
 			continue
 		}

@@ -192,6 +192,12 @@ func (w *worker) tickRaft(r *replica, ticks int) {
 	tick := rn.Tick
 	switch {
 	case state == raft.StateLeader:
+		if r.worker.rests && r.worker.idle >= idleTicks {
+			if !w.beats(r) {
+				return
+			}
+			ticks = w.store.cfg.HeartbeatTick
+		}
 	case w.store.live != nil && r.bound(w.now) != nil:
 		r.silent.Store(0) // the leader's store is there
 		w.remind(r, ticks)

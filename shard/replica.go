@@ -84,6 +84,7 @@ type replicaWorker struct {
 
 	awake    bool         // ticks are given to it
 	listed   bool         // in worker.awake
+	rests    bool         // awake, though it could sleep: it is ticked seldom
 	waking   bool         // in worker.wakes
 	wakeFor  base.StoreID // because of a follower there, 0: in any case
 	idle     int          // ticks since something happened

@@ -119,12 +119,12 @@ func (w *worker) endRunOut(r *replica) {
 	}
 }
 
-// queueWake has a replica that sleeps wake up, if there still is reason when it is its turn: because of a follower on a
+// queueWake has a replica that sleeps, or rests, wake up, if there still is reason when it is its turn: because of a follower on a
 // store, or in any case, which is 0.
 func (w *worker) queueWake(r *replica, store base.StoreID) {
 	rw := &r.worker
 	switch {
-	case rw.awake:
+	case rw.awake && !rw.rests:
 	case !rw.waking:
 		rw.waking, rw.wakeFor = true, store
 		w.wakes = append(w.wakes, r)
@@ -284,7 +284,7 @@ func (r *replica) turn(n int) int { return int(uint64(r.shard) * 0x9e3779b97f4a7
 func (w *worker) mustWake(r *replica, store base.StoreID) bool {
 	rw := &r.worker
 	switch {
-	case rw.disposed || rw.rn == nil || rw.awake:
+	case rw.disposed || rw.rn == nil || rw.awake && !rw.rests:
 		return false
 	case store == 0:
 		return true

@@ -105,7 +105,7 @@ func (w *worker) process(keys []uint64) {
 	w.collect()
 	for _, k := range keys {
 		if r := w.byShard[k]; r != nil {
-			if !r.dozes() {
+			if !r.worker.awake && !r.dozes() {
 				w.wake(r)
 			}
 			w.activate(r)

@@ -75,7 +75,7 @@ func nodeSettings(cfg *config.Config) node.Settings {
 	return node.Settings{
 		Tick: cfg.Tick, HeartbeatTick: cfg.HeartbeatTicks, ElectionTick: cfg.ElectionTicks,
 		Workers: cfg.Workers, ApplyWorkers: cfg.ApplyWorkers,
-		NoLeases: !cfg.Leases, LeaseSupport: cfg.LeaseSupport, ClockMargin: cfg.ClockMargin,
+		NoLeases: !cfg.Leases, NoSleep: !cfg.Sleep, LeaseSupport: cfg.LeaseSupport, ClockMargin: cfg.ClockMargin,
 		CacheBytes: cfg.CacheBytes, MemTableBytes: cfg.MemTableBytes, EntryCacheBytes: cfg.EntryCacheBytes,
 		RowCacheBytes:        cfg.RowCacheBytes,
 		Compression:          engine.Compression(cfg.Compression),
