@@ -321,8 +321,8 @@ func TestMetricsComeAndGoWithTheEngine(t *testing.T) {
 		}
 		for _, want := range []string{
 			"flushes_total", "compactions_total", "write_stalls_total", "disk_slow_total", "wal_sync_seconds",
-			"commit_sync_seconds", "block_cache_bytes", "entry_cache_bytes", "l0_files", "l0_sublevels",
-			"sync_age_seconds",
+			"commit_sync_seconds", "block_cache_bytes", "entry_cache_bytes", "row_cache_bytes", "l0_files", "l0_sublevels",
+			"sync_age_seconds", "row_cache_hits_total", "row_cache_misses_total",
 		} {
 			if !names["shardd_engine_"+want] {
 				t.Errorf("no metric %s", want)
