@@ -6,7 +6,8 @@ package shard
 // stamps said before. Each look, and each visit for another reason, asks anew whether it may rest: a follower whose epoch
 // is another one, or that lacks anything, gets its heartbeats as ever; so does one whose store begins to support us, and
 // whoever asks for a vote. A leader that rests is not ticked in between, as one that sleeps is not: raft's check of its
-// quorum goes by the beats, and a lease that does not hold ends the rest before that. Beats are spread by shard.
+// quorum goes by the beats, and a lease that does not hold ends the rest before that. Beats are spread by shard. What it
+// costs is in docs/decisions/0017.
 
 const (
 	// restLook is how many ticks lie between two looks at a replica that rests.
