@@ -24,7 +24,7 @@ const (
 	// longLogTicks is the same if its log is over its budget, which is looked after on ticks: by then it was cut if it can be.
 	longLogTicks = 30
 	// manyAwake is how many replicas of a worker have to be awake for it to look at half of them only with each tick, and
-	// give them two then: most of what a tick costs is the look at the replica. See tickDue.
+	// give them two then: most of what a tick costs is the look at the replica. See tickDue and decision 0019.
 	manyAwake = 128
 )
 
