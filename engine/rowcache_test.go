@@ -158,7 +158,7 @@ func TestTwoChangesOfOneRowKeepTheGateClosedUntilBothAreVisible(t *testing.T) {
 	}
 }
 
-func TestAFailedCommitLeavesTheGateClosed(t *testing.T) {
+func TestABatchThatIsRefusedChangesNoRow(t *testing.T) {
 	e := newEngine(t)
 	commit(t, e, false, func(b *Batch) { b.Put(userKey(1), ValueHeader{}, []byte("one")) })
 	warm(t, e, userKey(1))
