@@ -93,7 +93,7 @@ func (b *Batch) deleteLocal(key []byte) {
 
 func (b *Batch) deleteRange(lo, hi []byte) {
 	if string(hi) > string([]byte{dataStart}) {
-		b.changed.all = true
+		b.changeRange(lo, hi)
 	}
 	op := b.pb().DeleteRangeDeferred(len(lo), len(hi))
 	copy(op.Key, lo)
@@ -129,6 +129,17 @@ func (b *Batch) Delete(key []byte) {
 func (b *Batch) change(key []byte) {
 	if len(b.e.rows.stripes) > 0 {
 		b.changed.hashes = append(b.changed.hashes, b.e.rows.hash(key))
+	}
+}
+
+// changeRange notes that the rows in [lo, hi) change.
+func (b *Batch) changeRange(lo, hi []byte) {
+	switch ch := &b.changed; {
+	case len(b.e.rows.stripes) == 0 || ch.all:
+	case len(ch.ranges) == maxRanges:
+		ch.all, ch.ranges = true, nil
+	default:
+		ch.ranges = append(ch.ranges, [2]string{string(lo), string(hi)})
 	}
 }
 

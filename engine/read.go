@@ -11,6 +11,16 @@ import (
 // exist. A damaged block is an error wrapping ErrCorrupt, never a wrong value; damage below a row that the row cache holds
 // is found by others.
 func (e *Engine) Get(key, buf []byte) (h ValueHeader, value []byte, ok bool, err error) {
+	return e.lookUp(key, buf, true)
+}
+
+// GetOnce is Get of a row that nobody is expected to read again soon, such as one that is about to be written: it does not
+// bring the row into the row cache.
+func (e *Engine) GetOnce(key, buf []byte) (h ValueHeader, value []byte, ok bool, err error) {
+	return e.lookUp(key, buf, false)
+}
+
+func (e *Engine) lookUp(key, buf []byte, keep bool) (h ValueHeader, value []byte, ok bool, err error) {
 	row, ticket := e.rows.get(key)
 	if row != nil {
 		return row.header, append(buf, row.data[row.keyLen:]...), true, nil
@@ -29,7 +39,9 @@ func (e *Engine) Get(key, buf []byte) (h ValueHeader, value []byte, ok bool, err
 	if err = errors.Join(err, closer.Close()); err != nil {
 		return ValueHeader{}, buf, false, fmt.Errorf("get %x: %w", key, readError(err))
 	}
-	e.rows.put(ticket, key, h, value[len(buf):])
+	if keep {
+		e.rows.put(ticket, key, h, value[len(buf):])
+	}
 	return h, value, true, nil
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -19,10 +20,14 @@ import (
 // all over a large store neither drop what is read often nor make garbage.
 const (
 	maxCachedRow = 16 << 10 // bytes of key and value; for larger ones the copy is most of the cost
-	rowOverhead  = 160      // bytes of the row itself, its places in map and clock, and what its size is rounded up by
+	rowOverhead  = 160      // bytes of the row itself and its places in map and clock
 	maxStripes   = 256
 	minStripe    = 256 << 10 // bytes of budget below which there are fewer stripes
 	rowsPerSeen  = 1 << 10   // bytes of budget per remembered miss
+	// maxKeptHashes is how many changed rows an emptied batch keeps room for.
+	maxKeptHashes = 4 << 10
+	// maxRanges is up to how many ranges of one batch are told apart: with more of them all rows are dropped.
+	maxRanges = 8
 )
 
 type rowCache struct {
@@ -55,7 +60,7 @@ type cachedRow struct {
 	used   bool // since the hand passed
 }
 
-func (r *cachedRow) cost() int64 { return int64(len(r.data)) + rowOverhead }
+func (r *cachedRow) cost() int64 { return int64(cap(r.data)) + rowOverhead }
 
 // rowTicket is what a Get that missed brings its row in with.
 type rowTicket struct {
@@ -125,7 +130,7 @@ func (c *rowCache) put(t rowTicket, key []byte, h ValueHeader, value []byte) {
 	if !t.open || size > maxCachedRow || !t.again && t.room < int64(size)+rowOverhead {
 		return
 	}
-	data := append(append(make([]byte, 0, size), key...), value...)
+	data := append(append(slices.Grow([]byte(nil), size), key...), value...) // its capacity is what it takes
 	r := &cachedRow{hash: t.hash, header: h, data: data, keyLen: len(key)}
 	s := c.stripe(t.hash)
 	s.mu.Lock()
@@ -177,38 +182,61 @@ func (c *rowCache) dropLocked(s *rowStripe, hash uint64) {
 	c.bytes.Add(-r.cost())
 }
 
-// rowChanges are the rows that a batch changes.
+// rowChanges are the rows that a batch or an ingestion changes.
 type rowChanges struct {
 	hashes []uint64
-	all    bool // a range of them: more than anybody looks for
+	ranges [][2]string // [lo, hi) of keys
+	all    bool
 }
 
-func (ch *rowChanges) reset() { ch.hashes, ch.all = ch.hashes[:0], false }
+// reset keeps the memory of small batches.
+func (ch *rowChanges) reset() {
+	if ch.hashes = ch.hashes[:0]; cap(ch.hashes) > maxKeptHashes {
+		ch.hashes = nil
+	}
+	ch.ranges, ch.all = nil, false
+}
+
+// wide reports whether more changes than rows that are named.
+func (ch *rowChanges) wide() bool { return ch.all || len(ch.ranges) > 0 }
+
+// has reports whether a row that is in the cache is in a range that changes.
+func (ch *rowChanges) has(key []byte) bool {
+	if ch.all {
+		return true
+	}
+	for _, r := range ch.ranges {
+		if string(key) >= r[0] && string(key) < r[1] {
+			return true
+		}
+	}
+	return false
+}
 
 // begin closes the gates of what is about to change and drops those rows. If the change fails in a way that leaves open
 // what became of it, end is never called.
 func (c *rowCache) begin(ch *rowChanges) {
-	if ch.all {
-		for i := range c.stripes {
-			s := &c.stripes[i]
-			s.mu.Lock()
-			s.writers++
-			s.version++
-			clear(s.rows)
-			clear(s.clock)
-			s.clock, s.hand = s.clock[:0], 0
-			c.bytes.Add(-s.bytes)
-			s.bytes = 0
-			s.mu.Unlock()
-		}
-		return
-	}
 	for _, hash := range ch.hashes {
 		s := c.stripe(hash)
 		s.mu.Lock()
 		s.writers++
 		s.version++
 		c.dropLocked(s, hash)
+		s.mu.Unlock()
+	}
+	if !ch.wide() {
+		return
+	}
+	for i := range c.stripes {
+		s := &c.stripes[i]
+		s.mu.Lock()
+		s.writers++
+		s.version++
+		for at := len(s.clock) - 1; at >= 0; at-- { // a row that takes a dropped one's place has been looked at
+			if r := s.clock[at]; ch.has(r.data[:r.keyLen]) {
+				c.dropLocked(s, r.hash)
+			}
+		}
 		s.mu.Unlock()
 	}
 }
@@ -220,14 +248,13 @@ func (c *rowCache) end(ch *rowChanges) {
 		s.writers--
 		s.mu.Unlock()
 	}
-	if ch.all {
+	for _, hash := range ch.hashes {
+		open(c.stripe(hash))
+	}
+	if ch.wide() {
 		for i := range c.stripes {
 			open(&c.stripes[i])
 		}
-		return
-	}
-	for _, hash := range ch.hashes {
-		open(c.stripe(hash))
 	}
 }
 

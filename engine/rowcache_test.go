@@ -69,7 +69,12 @@ func TestEveryChangeDropsTheRowsThatItChanges(t *testing.T) {
 		}{
 			{"put", func(b *Batch) { b.Put(userKey(1), ValueHeader{}, []byte("new")) }, "new", true},
 			{"delete", func(b *Batch) { b.Delete(userKey(1)) }, "", true},
-			{"range", func(b *Batch) { b.DeleteRange(userKey(1), userKey(2)) }, "", false},
+			{"range", func(b *Batch) { b.DeleteRange(userKey(1), userKey(2)) }, "", true},
+			{"many ranges", func(b *Batch) {
+				for range maxRanges + 1 {
+					b.DeleteRange(userKey(1), userKey(2))
+				}
+			}, "", false},
 			{"last of two", func(b *Batch) { b.Delete(userKey(1)); b.Put(userKey(1), ValueHeader{}, []byte("2")) }, "2", true},
 			{"first data", func(b *Batch) {
 				b.CreateReplica(testDesc(5, "a", "z"), 1, 9, []KV{{Key: userKey(1), Value: []byte("first")}})
@@ -98,6 +103,42 @@ func TestEveryChangeDropsTheRowsThatItChanges(t *testing.T) {
 	}
 }
 
+// Conditions look rows up that are about to change.
+func TestARowThatIsReadOnceDoesNotComeIn(t *testing.T) {
+	e := newEngine(t)
+	commit(t, e, false, func(b *Batch) { b.Put(userKey(1), ValueHeader{}, []byte("one")) })
+	for range 3 {
+		if _, v, ok, err := e.GetOnce(userKey(1), nil); err != nil || !ok || string(v) != "one" {
+			t.Fatalf("%q %t %v", v, ok, err)
+		}
+	}
+	if n := e.RowCacheBytes(); n != 0 {
+		t.Fatalf("%d bytes are kept", n)
+	}
+	warm(t, e, userKey(1))
+	hits, _ := e.rows.counts()
+	if _, v, _, err := e.GetOnce(userKey(1), nil); err != nil || string(v) != "one" {
+		t.Fatalf("%q %v", v, err)
+	}
+	if now, _ := e.rows.counts(); now != hits+1 {
+		t.Fatal("what is there is not used")
+	}
+}
+
+func TestAnEmptiedBatchKeepsLittle(t *testing.T) {
+	e := newEngine(t)
+	b := e.NewBatch()
+	defer b.Close()
+	for i := range maxKeptHashes + 1 {
+		b.Put(userKey(i), ValueHeader{}, nil)
+	}
+	b.DeleteRange(userKey(1), userKey(2))
+	b.Reset()
+	if ch := &b.changed; cap(ch.hashes) > maxKeptHashes || ch.wide() {
+		t.Fatalf("room for %d rows, ranges %t", cap(ch.hashes), ch.wide())
+	}
+}
+
 func TestTruncatingALogKeepsTheRows(t *testing.T) {
 	e := newEngine(t)
 	commit(t, e, false, func(b *Batch) { b.Put(userKey(1), ValueHeader{}, []byte("one")) })
@@ -106,7 +147,7 @@ func TestTruncatingALogKeepsTheRows(t *testing.T) {
 	if _, _, cached := rowOf(t, e, userKey(1)); !cached {
 		t.Fatal("dropped by what is no data")
 	}
-	commit(t, e, false, func(b *Batch) { b.deleteRange(userKey(0), userKey(1)) })
+	commit(t, e, false, func(b *Batch) { b.deleteRange(userKey(0), userKey(2)) })
 	if _, _, cached := rowOf(t, e, userKey(1)); cached {
 		t.Fatal("kept behind a range of data that was deleted")
 	}
@@ -221,7 +262,7 @@ func TestTheRowCacheKeepsItsBudgetAndWhatIsReadOften(t *testing.T) {
 			t.Fatal("a row above the limit is kept")
 		}
 	}
-	commit(t, e, false, func(b *Batch) { b.DeleteRange(userKey(0), userKey(1)) })
+	commit(t, e, false, func(b *Batch) { b.DeleteRange(userKey(0), userKey(rows+1)) })
 	if got := e.RowCacheBytes(); got != 0 {
 		t.Fatalf("%d bytes left", got)
 	}

@@ -97,16 +97,19 @@ func (w *worker) trySleep(r *replica) {
 		rw.rests = false
 		return
 	}
-	if w.store.cfg.NoSleep {
-		rw.rests = true
+	if rw.rests {
 		return
 	}
 	w.countLog(r)
 	rw.compaction.follow(rw.leads, rw.term, w.store.cfg.ElectionTick+1) // everybody who lives has been heard of
-	rw.awake = false                                                    // the list forgets it with the next tick
 	// Whoever lives has them all; and an entry keeps the frame alive that it came in, with those of other shards.
 	rw.log.Uncache()
 	r.slim()
+	if w.store.cfg.NoSleep {
+		rw.rests = true
+		return
+	}
+	rw.awake = false // the list forgets it with the next tick
 	r.fallAsleep()
 }
 
@@ -240,6 +243,7 @@ func (w *worker) tick(ticks int) {
 			r.silent.Add(int64(ticks))
 		}
 		r.worker.ticks = min(r.worker.ticks+ticks, limit)
+		r.worker.beat = r.worker.beat || r.worker.rests && w.beats(r)
 		due, turn := true, true
 		if many && !r.worker.rests {
 			due, turn = w.tickDue(r)

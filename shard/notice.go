@@ -19,6 +19,12 @@ import (
 // What is not held: the notice of anything but plain operations, since splits, merges, changes of members and the first
 // entry of a term have others waiting for them; and all notices of a group once another store has asked for its read index.
 
+// notice is a held message.
+type notice struct {
+	raftpb.Message
+	said bool // by a heartbeat: it is not sent when it is due
+}
+
 // heldNotices is a group with notices that somebody is to look at.
 type heldNotices struct {
 	r   *replica
@@ -32,10 +38,11 @@ func (w *worker) holdNotices(r *replica, msgs []raftpb.Message, committed []raft
 		return msgs
 	}
 	_, last := rw.log.Bounds()
+	seen := committed[len(committed)-1].Index // raft cuts what it hands out: behind it there may be others than plain ones
 	kept := msgs[:0]
 	for i := range msgs {
 		m := &msgs[i]
-		if m.Type == raftpb.MsgApp && len(m.Entries) == 0 && m.Index == last && m.Term == rw.term {
+		if m.Type == raftpb.MsgApp && len(m.Entries) == 0 && m.Index == last && m.Term == rw.term && m.Commit <= seen {
 			w.holdNotice(r, m)
 			continue
 		}
@@ -57,11 +64,11 @@ func plain(ents []raftpb.Entry) bool {
 
 func (w *worker) holdNotice(r *replica, m *raftpb.Message) {
 	rw := &r.worker
-	at := slices.IndexFunc(rw.notices, func(o raftpb.Message) bool { return o.To == m.To })
+	at := slices.IndexFunc(rw.notices, func(o notice) bool { return o.To == m.To })
 	if at < 0 {
-		rw.notices = append(rw.notices, *m)
+		rw.notices = append(rw.notices, notice{Message: *m})
 	} else {
-		rw.notices[at] = *m
+		rw.notices[at] = notice{Message: *m}
 	}
 	r.noticing.Store(true)
 	rw.noticeDue = w.now + w.store.cfg.CommitNotice
@@ -72,38 +79,47 @@ func (w *worker) holdNotice(r *replica, m *raftpb.Message) {
 	}
 }
 
-// dropNotice forgets the notice that an append or a heartbeat makes superfluous.
+// dropNotice forgets the notice that an append makes superfluous, and marks the one that a heartbeat does.
 func (r *replica) dropNotice(m *raftpb.Message) {
 	rw := &r.worker
 	for i := range rw.notices {
-		if o := &rw.notices[i]; o.To == m.To {
-			if m.Term > o.Term || m.Commit >= o.Commit {
-				rw.notices = slices.Delete(rw.notices, i, i+1)
-				r.noticing.Store(len(rw.notices) > 0)
-			}
-			return
+		o := &rw.notices[i]
+		if o.To != m.To {
+			continue
 		}
+		switch {
+		case m.Term <= o.Term && m.Commit < o.Commit:
+		case m.Type == raftpb.MsgHeartbeat:
+			o.said = true
+		default:
+			rw.notices = slices.Delete(rw.notices, i, i+1)
+			r.noticing.Store(len(rw.notices) > 0)
+		}
+		return
 	}
 }
 
-// sendNotices lets a group's notices go now.
-func (w *worker) sendNotices(r *replica) {
+// sendNotices lets a group's notices go now, since somebody asks.
+func (w *worker) sendNotices(r *replica) { w.endNotices(r, true) }
+
+// endNotices lets a group's notices go, those that a heartbeat has said only if asked for.
+func (w *worker) endNotices(r *replica, asked bool) {
 	rw := &r.worker
 	if len(rw.notices) == 0 {
 		return
 	}
-	msgs := rw.notices
+	held := rw.notices
 	rw.notices = nil
 	r.noticing.Store(false)
 	if !rw.disposed && rw.leads {
-		for i := range msgs {
-			if msgs[i].Term == rw.term {
-				w.send(r, &msgs[i])
+		for i := range held {
+			if n := &held[i]; n.Term == rw.term && (asked || !n.said) {
+				w.send(r, &n.Message)
 			}
 		}
 	}
-	clear(msgs)
-	rw.notices = msgs[:0]
+	clear(held)
+	rw.notices = held[:0]
 }
 
 // sendDueNotices lets those go that have waited long enough. It runs at the end of each pass, when the appends of the pass are
@@ -118,7 +134,7 @@ func (w *worker) sendDueNotices() {
 			continue
 		}
 		rw.noticeQueued = false
-		w.sendNotices(r)
+		w.endNotices(r, false)
 	}
 	w.noticed = slices.Delete(w.noticed, 0, n)
 	w.armNotices()

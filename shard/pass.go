@@ -156,6 +156,9 @@ func (w *worker) ready(r *replica) {
 	termOrVote := false
 	if !raft.IsEmptyHardState(rd.HardState) {
 		termOrVote = rd.HardState.Term != r.worker.term || rd.HardState.Vote != r.worker.vote
+		if !termOrVote && len(rd.Entries) == 0 && r.worker.leads && w.store.cfg.CommitNotice > 0 {
+			r.noticing.Store(true) // who is told this index from now on asks for the notices of it
+		}
 		// V5: before any message that carries the commit index leaves.
 		r.commit.Store(rd.HardState.Commit)
 	}
@@ -180,6 +183,7 @@ func (w *worker) ready(r *replica) {
 		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found
 		// again by the leader of the next term, and boot raises it to the applied index (R3). See keepsCommit.
 		rd.Messages = w.holdNotices(r, rd.Messages, rd.CommittedEntries)
+		r.noticing.Store(len(r.worker.notices) > 0)
 		r.worker.ready.Messages = rd.Messages
 		w.sendAll(r, rd.Messages)
 		r.worker.synced = true

@@ -192,10 +192,11 @@ func (w *worker) tickRaft(r *replica, ticks int) {
 	tick := rn.Tick
 	switch {
 	case state == raft.StateLeader:
-		if r.worker.rests && r.worker.idle >= idleTicks {
-			if !w.beats(r) {
+		if rw.rests && rw.idle >= idleTicks {
+			if !rw.beat {
 				return
 			}
+			rw.beat = false
 			ticks = w.store.cfg.HeartbeatTick
 		}
 	case w.store.live != nil && r.bound(w.now) != nil:

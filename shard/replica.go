@@ -85,6 +85,7 @@ type replicaWorker struct {
 	awake    bool         // ticks are given to it
 	listed   bool         // in worker.awake
 	rests    bool         // awake, though it could sleep: it is ticked seldom
+	beat     bool         // rests, and its heartbeat is due
 	waking   bool         // in worker.wakes
 	wakeFor  base.StoreID // because of a follower there, 0: in any case
 	idle     int          // ticks since something happened
@@ -100,7 +101,7 @@ type replicaWorker struct {
 	confs    int  // conf changes of the Ready in flight that apply has not decided
 	ready    raft.Ready
 	held     []raftpb.Message // of the Ready in flight: leave after the sync
-	notices  []raftpb.Message // of commits, that wait for an append to say the same
+	notices  []notice         // of commits, that wait for an append to say the same
 	withheld bool             // committed entries wait until apply has room
 	run      *applyRun        // of this pass: its worker applies it at the end
 

@@ -24,5 +24,5 @@ func (w *worker) turnOf(r *replica) uint64 {
 // looksAt reports whether the tick at hand is for a replica that rests.
 func (w *worker) looksAt(r *replica) bool { return w.turnOf(r)%restLook == 0 }
 
-// beats reports whether a leader that rests sends its heartbeat with the tick at hand.
+// beats reports whether a leader that rests is to send its heartbeat from the tick at hand on: its visit may come later.
 func (w *worker) beats(r *replica) bool { return w.turnOf(r)%restBeat == 0 }

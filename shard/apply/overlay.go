@@ -23,7 +23,7 @@ func (r *run) lookup(key []byte, mark int) (current, error) {
 	if cur, ok := r.seen.find(r.writes, key); ok {
 		return cur, nil
 	}
-	h, value, ok, err := r.m.engine.Get(key, r.readBuf[:0])
+	h, value, ok, err := r.m.engine.GetOnce(key, r.readBuf[:0])
 	if err != nil {
 		return current{}, err
 	}
