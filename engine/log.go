@@ -26,8 +26,7 @@ type Log struct {
 	bytes       atomic.Uint64
 
 	worker struct {
-		hard      raftpb.HardState // as loaded, for InitialState
-		conf      raftpb.ConfState
+		initial   *initialState // nil once raft has it
 		truncTerm uint64
 		lastTerm  uint64
 		sizes     []uint32 // of the entries that this life wrote: the last len(sizes) ones
@@ -38,6 +37,12 @@ type Log struct {
 }
 
 var _ raft.Storage = (*Log)(nil)
+
+// initialState is what InitialState answers.
+type initialState struct {
+	hard raftpb.HardState // as loaded
+	conf raftpb.ConfState
+}
 
 // pointDeletes is up to how many entries are truncated one by one. A point tombstone costs 0.12-0.6 us to write, and
 // nobody reads over it. A range tombstone costs next to nothing to write, but the first iterator after it, on whatever
@@ -74,7 +79,8 @@ func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
 	l.first.Store(first)
 	l.last.Store(last)
 	w := &l.worker
-	w.hard, w.conf, w.truncTerm, w.lastTerm = hard, st.Applied.Conf, st.Truncated.Term, term
+	w.initial = &initialState{hard, st.Applied.Conf}
+	w.truncTerm, w.lastTerm = st.Truncated.Term, term
 	if last >= first {
 		est, err := e.db.EstimateDiskUsage(logKey(st.Shard, first), logKey(st.Shard, last+1))
 		if err != nil {
@@ -236,8 +242,8 @@ func (l *Log) Truncate(b *Batch, to, term uint64, conf raftpb.ConfState) {
 func (l *Log) Reset(st ReplicaState) {
 	l.ring.truncate(math.MaxUint64)
 	w := &l.worker
-	w.hard, w.conf = st.Hard, st.Applied.Conf
-	w.hard.Commit = max(w.hard.Commit, st.Applied.Index)
+	w.initial = &initialState{st.Hard, st.Applied.Conf}
+	w.initial.hard.Commit = max(st.Hard.Commit, st.Applied.Index)
 	w.truncTerm, w.lastTerm = st.Truncated.Term, st.Truncated.Term
 	w.sizes, w.dropped, w.oldBytes = nil, 0, 0
 	l.first.Store(st.Truncated.Index + 1)
@@ -258,10 +264,17 @@ func (l *Log) Bytes() uint64 { return l.bytes.Load() }
 func (l *Log) Bounds() (first, last uint64) { return l.first.Load(), l.last.Load() }
 
 // InitialState implements raft.Storage: the HardState as loaded, its commit at least what is applied (rule R3), and the
-// configuration at the applied index.
+// configuration at the applied index. It is for the start of raft, and fails after Started.
 func (l *Log) InitialState() (raftpb.HardState, raftpb.ConfState, error) {
-	return l.worker.hard, l.worker.conf, nil
+	s := l.worker.initial
+	if s == nil {
+		return raftpb.HardState{}, raftpb.ConfState{}, fmt.Errorf("log of %s: raft has started from it", l.shard)
+	}
+	return s.hard, s.conf, nil
 }
+
+// Started says that raft has been started, so that nobody asks for the InitialState any more: it is forgotten.
+func (l *Log) Started() { l.worker.initial = nil }
 
 // FirstIndex implements raft.Storage.
 func (l *Log) FirstIndex() (uint64, error) { return l.first.Load(), nil }

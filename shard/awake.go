@@ -55,7 +55,7 @@ func (r *replica) dozes() bool {
 	in := &r.in
 	in.Lock()
 	defer in.Unlock()
-	if len(in.writes)+len(in.reads)+len(in.transfers)+len(in.calls)+len(in.sent)+len(in.unreachable) > 0 || in.campaign {
+	if len(in.writes)+len(in.reads) > 0 || in.seldom != nil || in.campaign {
 		return false
 	}
 	for i := range in.msgs {
@@ -127,11 +127,20 @@ func (r *replica) slim() {
 		in.reads = nil
 	}
 	in.Unlock()
+	r.handed.Lock()
+	if len(r.handed.tasks) == 0 {
+		r.handed.tasks = nil
+	}
+	r.handed.Unlock()
 	if len(rw.held) == 0 {
 		rw.held = nil
 	}
-	// A replica that sleeps has nothing in these.
-	rw.writes, rw.reads, rw.calls, rw.asked = nil, nil, nil, nil
+	if len(rw.notices) == 0 {
+		rw.notices = nil
+	}
+	// A replica that sleeps has nothing in these: mayRest.
+	rw.writes, rw.unbound, rw.pending, rw.tracked, rw.asked, rw.calls = nil, nil, nil, nil, nil, nil
+	rw.reads, rw.indexes, rw.sending, rw.reports = nil, nil, nil, nil
 }
 
 func (r *replica) fallAsleep() {

@@ -263,23 +263,23 @@ type confHistory struct{ changes []confAt }
 
 type confAt struct {
 	index uint64
-	conf  raftpb.ConfState
+	conf  *raftpb.ConfState // never changed
 }
 
 // reset starts the history at an index whose configuration is known.
 func (h *confHistory) reset(index uint64, conf *raftpb.ConfState) {
-	h.changes = append(h.changes[:0], confAt{index, *conf})
+	h.changes = append(h.changes[:0], confAt{index, conf})
 }
 
 func (h *confHistory) changed(index uint64, conf *raftpb.ConfState) {
-	h.changes = append(h.changes, confAt{index, *conf})
+	h.changes = append(h.changes, confAt{index, conf})
 }
 
 // at returns the configuration at an index, and false if it is not known.
 func (h *confHistory) at(index uint64) (*raftpb.ConfState, bool) {
 	for i := len(h.changes) - 1; i >= 0; i-- {
 		if h.changes[i].index <= index {
-			return &h.changes[i].conf, true
+			return h.changes[i].conf, true
 		}
 	}
 	return nil, false
@@ -287,7 +287,7 @@ func (h *confHistory) at(index uint64) (*raftpb.ConfState, bool) {
 
 // first returns the lowest index that is known. The history is never empty.
 func (h *confHistory) first() (uint64, *raftpb.ConfState) {
-	return h.changes[0].index, &h.changes[0].conf
+	return h.changes[0].index, h.changes[0].conf
 }
 
 // truncated forgets what no later truncation can ask for.

@@ -198,9 +198,10 @@ func (r *replica) adoptConf(index uint64, conf *raftpb.ConfState, d *base.Descri
 		}
 	}
 	rw.peers = peers
-	rw.conf = *conf
-	rw.nonvoter = !votes(conf, uint64(r.id))
-	rw.history.changed(index, conf)
+	kept := *conf // not all of what apply has sent
+	rw.conf = &kept
+	rw.nonvoter = !votes(rw.conf, uint64(r.id))
+	rw.history.changed(index, rw.conf)
 }
 
 // votes reports whether a replica is a voter of a configuration, of either half if it is joint.

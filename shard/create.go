@@ -219,11 +219,13 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	rw := &r.worker
 	rw.term, rw.vote = st.Hard.Term, st.Hard.Vote
 	rw.lastStamp = st.Applied.Stamp
-	rw.conf = st.Applied.Conf
-	rw.nonvoter = !votes(&rw.conf, uint64(r.id))
-	rw.history.reset(st.Applied.Index, &st.Applied.Conf)
+	conf := st.Applied.Conf // not all of st
+	rw.conf = &conf
+	rw.nonvoter = !votes(rw.conf, uint64(r.id))
+	rw.history.reset(st.Applied.Index, rw.conf)
 	if st.Desc != nil {
 		r.machine = r.newMachine(st.Desc, st.Applied)
+		rw.peers = make([]peer, 0, len(st.Desc.Replicas))
 		for _, rep := range st.Desc.Replicas {
 			rw.peers = append(rw.peers, peer{rep.Replica, rep.Store})
 		}
@@ -237,7 +239,9 @@ func (s *Store) newReplica(st engine.ReplicaState) (*replica, error) {
 	_, rw.confEntry = log.Bounds() // what an earlier life has appended nobody has looked at
 	rw.keptCommit = st.Hard.Commit
 	rw.log = log
-	if err := r.openRaft(st.Applied.Index); err != nil {
+	err = r.openRaft(st.Applied.Index)
+	log.Started()
+	if err != nil {
 		s.fault(r, err.Error(), nil)
 		r.dispose(wire.Failed, err.Error(), err)
 	}
@@ -272,7 +276,7 @@ func (r *replica) openRaft(applied uint64) (err error) {
 		CheckQuorum:               true,
 		PreVote:                   true,
 		ReadOnlyOption:            raft.ReadOnlySafe,
-		Logger:                    raftLogger{log: r.store.log, name: r.String()},
+		Logger:                    raftLogger{r},
 		DisableProposalForwarding: true, // R11: stamps are the leader's
 	})
 	return err

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"slices"
 
-	"go.etcd.io/etcd/raft/v3"
-
 	"github.com/shardd/shardd/internal/wire"
 )
 
@@ -36,7 +34,7 @@ func (w *worker) cleanUp(r *replica) {
 	r.dispose(wire.Failed, why, errors.New(why))
 	r.dropHanded(why)
 	r.worker.log.Close() // its share of the entry cache
-	r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, raft.Ready{}, nil, nil
+	r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, underWay{}, nil, nil
 }
 
 // dispose ends a replica: requests that never were proposed get code, which must be a definite one, proposed ones
@@ -50,11 +48,12 @@ func (r *replica) dispose(code wire.Code, reason string, err error) {
 	s := r.store
 	r.in.Lock()
 	r.in.closed, r.in.reason = code, reason
-	transfers := slices.Concat(rw.asked, r.in.transfers)
+	seldom := r.in.takeSeldomLocked()
+	transfers := slices.Concat(rw.asked, seldom.transfers)
 	rw.asked = nil
-	calls := slices.Concat(rw.calls, r.in.calls)
+	calls := slices.Concat(rw.calls, seldom.calls)
 	rw.calls = nil
-	r.in.transfers, r.in.calls, r.in.confs, r.in.unreachable, r.in.sent = nil, nil, nil, nil, nil
+	r.in.confs = nil
 	s.used.inbox.Add(-r.in.msgBytes)
 	r.in.msgs, r.in.msgBytes = nil, 0
 	r.takeRequestsLocked()

@@ -138,9 +138,10 @@ func (s *Store) Unreachable(shard base.ShardID, from, to base.ReplicaID) {
 		return
 	}
 	r.in.Lock()
-	add := r.in.closed == wire.OK && !slices.Contains(r.in.unreachable, to)
+	add := r.in.closed == wire.OK && (r.in.seldom == nil || !slices.Contains(r.in.seldom.unreachable, to))
 	if add {
-		r.in.unreachable = append(r.in.unreachable, to)
+		in := r.in.seldomLocked()
+		in.unreachable = append(in.unreachable, to)
 	}
 	r.in.Unlock()
 	if add {
@@ -153,7 +154,8 @@ func (s *Store) call(r *replica, f func(*replica)) bool {
 	r.in.Lock()
 	open := r.in.closed == wire.OK
 	if open {
-		r.in.calls = append(r.in.calls, f)
+		in := r.in.seldomLocked()
+		in.calls = append(in.calls, f)
 	}
 	r.in.Unlock()
 	if open {

@@ -29,11 +29,13 @@ func (w *worker) tickJoint(r *replica, ticks int) {
 	d := r.desc.Load()
 	st := rw.rn.BasicStatus()
 	if !isJoint(d) || st.RaftState != raft.StateLeader {
+		rw.joint = nil
 		return
 	}
-	j := &rw.joint
-	if j.term != st.Term || j.confVer != d.Epoch.ConfVer {
-		*j = jointState{term: st.Term, confVer: d.Epoch.ConfVer}
+	j := rw.joint
+	if j == nil || j.term != st.Term || j.confVer != d.Epoch.ConfVer {
+		j = &jointState{term: st.Term, confVer: d.Epoch.ConfVer}
+		rw.joint = j
 	}
 	j.ticks += ticks
 	j.wait -= ticks

@@ -118,7 +118,7 @@ func (w *worker) takeStamp(r *replica, m *inMessage) {
 	default:
 		s.commit = max(s.commit, m.stamp.Commit)
 	}
-	if s.epoch != 0 && votes(&r.worker.conf, uint64(id)) && !r.counts(m.store, s.epoch) {
+	if s.epoch != 0 && votes(r.worker.conf, uint64(id)) && !r.counts(m.store, s.epoch) {
 		w.publishLease(r)
 	}
 }

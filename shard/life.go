@@ -5,8 +5,6 @@ import (
 	"slices"
 	"sync"
 
-	"go.etcd.io/etcd/raft/v3"
-
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
@@ -345,7 +343,7 @@ func (w *worker) retire(l *leaving) {
 	r.worker.retired = true
 	if r.worker.rn != nil {
 		r.worker.log.Close() // its share of the entry cache
-		r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, raft.Ready{}, nil, nil
+		r.worker.rn, r.worker.ready, r.worker.held, r.worker.sending = nil, underWay{}, nil, nil
 		r.worker.notices = nil
 	}
 	r.in.Lock()

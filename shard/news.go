@@ -52,7 +52,7 @@ func (s *Store) Changed() (sums []Summary, gone []base.ShardID) {
 	n.Unlock()
 	for len(n.later) > 0 && n.later[0].due <= now {
 		if r := s.lookup(heap.Pop(&n.later).(laterItem).shard); r != nil {
-			r.measureDue = false
+			r.size.later = false
 			if !r.noted.Swap(true) {
 				list = append(list, r)
 			}
@@ -69,8 +69,8 @@ func (s *Store) Changed() (sums []Summary, gone []base.ShardID) {
 		switch {
 		case !asleep || !sum.rests():
 			s.note(r)
-		case sum.SizeBytes > 0 && !r.measureDue:
-			r.measureDue = true
+		case sum.SizeBytes > 0 && !r.size.later:
+			r.size.later = true
 			heap.Push(&n.later, laterItem{shard: r.shard, due: time.Duration(r.size.due.Load())})
 		}
 	}

@@ -69,10 +69,11 @@ func (w *worker) step(r *replica) {
 	w.msgs, in.msgs = in.msgs, w.msgs[:0]
 	bytes := in.msgBytes
 	in.msgBytes = 0
-	unreachable, transfers, campaign, sent := in.unreachable, in.transfers, in.campaign, in.sent
-	r.worker.calls = append(r.worker.calls, in.calls...)
-	in.unreachable, in.transfers, in.calls, in.campaign, in.sent = nil, nil, nil, false, nil
-	r.worker.asked = append(r.worker.asked, transfers...) // a panic of raft must not lose their callers
+	seldom, campaign := in.takeSeldomLocked(), in.campaign
+	in.campaign = false
+	// A panic of raft must not lose their callers.
+	r.worker.calls = append(r.worker.calls, seldom.calls...)
+	r.worker.asked = append(r.worker.asked, seldom.transfers...)
 	r.takeRequestsLocked()
 	in.Unlock()
 	w.store.used.inbox.Add(-bytes)
@@ -96,11 +97,11 @@ func (w *worker) step(r *replica) {
 		}
 	}
 	clear(w.msgs)
-	for _, id := range unreachable {
+	for _, id := range seldom.unreachable {
 		rn.ReportUnreachable(uint64(id))
 	}
-	if len(sent) > 0 {
-		w.takeSent(r, sent)
+	if len(seldom.sent) > 0 {
+		w.takeSent(r, seldom.sent)
 	}
 	if len(r.worker.reports) > 0 {
 		w.report(r, r.worker.ticks)
@@ -177,14 +178,14 @@ func (w *worker) ready(r *replica) {
 		w.confirm(r, &rd.ReadStates[i])
 	}
 	rd.Messages = thin(rd.Messages)
-	r.worker.ready, r.worker.inflight, r.worker.synced = rd, true, false
+	r.worker.ready = underWay{hard: rd.HardState, entries: rd.Entries, committed: rd.CommittedEntries}
+	r.worker.inflight, r.worker.synced = true, false
 
 	if !termOrVote && len(rd.Entries) == 0 {
 		// Nothing to sync, and nothing to write: the commit index alone is not worth a write, since it is found
 		// again by the leader of the next term, and boot raises it to the applied index (R3). See keepsCommit.
 		rd.Messages = w.holdNotices(r, rd.Messages, rd.CommittedEntries)
 		r.noticing.Store(len(r.worker.notices) > 0)
-		r.worker.ready.Messages = rd.Messages
 		w.sendAll(r, rd.Messages)
 		r.worker.synced = true
 		w.finish(r)
@@ -258,11 +259,11 @@ func (w *worker) finish(r *replica) {
 	}
 	rd := &rw.ready
 	rw.withheld = false
-	if len(rd.CommittedEntries) > 0 {
+	if len(rd.committed) > 0 {
 		if w.overApply(r) {
 			rw.withheld = true
-			rd.CommittedEntries = nil // Advance then does not move raft's applied index: it offers them again
-		} else if rw.confs = w.hand(r, rd.CommittedEntries); rw.confs > 0 {
+			rd.committed = nil // Advance then does not move raft's applied index: it offers them again
+		} else if rw.confs = w.hand(r, rd.committed); rw.confs > 0 {
 			return // R2: not advanced until applied
 		}
 	}
@@ -271,8 +272,8 @@ func (w *worker) finish(r *replica) {
 
 func (w *worker) advance(r *replica) {
 	rw := &r.worker
-	rw.rn.Advance(rw.ready)
-	rw.ready = raft.Ready{}
+	rw.rn.Advance(rw.ready.advances())
+	rw.ready = underWay{}
 	rw.inflight = false
 	if !rw.withheld && rw.rn.HasReady() {
 		w.store.pool.Enqueue(uint64(r.shard))

@@ -8,20 +8,19 @@ import (
 
 // raftLogger takes raft's log lines. Its Info is chatter of every election of every group: debug here. Panic and Fatal
 // panic, so that the pass faults the one replica (R9).
-type raftLogger struct {
-	log  *slog.Logger
-	name string
-}
+//
+// It is no more than a pointer, which an interface holds without an allocation for each replica.
+type raftLogger struct{ r *replica }
 
 func (l raftLogger) printf(level slog.Level, format string, v []any) {
-	if l.log.Enabled(context.Background(), level) {
-		l.log.Log(context.Background(), level, "raft: "+fmt.Sprintf(format, v...), "replica", l.name)
+	if log := l.r.store.log; log.Enabled(context.Background(), level) {
+		log.Log(context.Background(), level, "raft: "+fmt.Sprintf(format, v...), "replica", l.r.String())
 	}
 }
 
 func (l raftLogger) print(level slog.Level, v []any) {
-	if l.log.Enabled(context.Background(), level) {
-		l.log.Log(context.Background(), level, "raft: "+fmt.Sprint(v...), "replica", l.name)
+	if log := l.r.store.log; log.Enabled(context.Background(), level) {
+		log.Log(context.Background(), level, "raft: "+fmt.Sprint(v...), "replica", l.r.String())
 	}
 }
 

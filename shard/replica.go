@@ -15,7 +15,8 @@ import (
 )
 
 // replica is one member of one raft group on this store, in one of its states (life.go): a snapshot puts another object
-// in its place.
+// in its place. A store has tens of thousands, most of which sleep: what few of them need is behind a pointer, and flags
+// stand together (TestAReplicaThatSleepsTakesLittleMemory).
 //
 // INVARIANT(still): while worker.still, raft and log belong to whoever parked the replica.
 // INVARIANT(home): only the worker that owns the shard touches worker. The machine, while it is not halted, is the apply
@@ -37,20 +38,18 @@ type replica struct {
 	faulted  atomic.Pointer[string]        // reason; set once
 	frozen   atomic.Pointer[engine.Freeze] // nil: it is not
 	merged   atomic.Pointer[wire.Answer]   // merged away: what to tell who still waits; set once
-	newer    atomic.Bool                   // somebody writes to a newer replica of the shard on this store
 	promised atomic.Pointer[promise]       // what it owes a leader, nil: nothing; written by its worker
 	lease    atomic.Pointer[lease]         // what it may count on as a leader, nil: nothing
+	silent   atomic.Int64                  // ticks since the last word from a leader, or since this one led
+	newer    atomic.Bool                   // somebody writes to a newer replica of the shard on this store
 	asleep   atomic.Bool                   // it is not ticked
 	noticing atomic.Bool                   // worker.notices is not empty
 	noted    atomic.Bool                   // in Store.news.list
-	silent   atomic.Int64                  // ticks since the last word from a leader, or since this one led
 	parking  atomic.Bool                   // in.park is set
 	leaving  atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
 
 	size shardSize
 	load load
-
-	measureDue bool // in Store.news.later; belongs to the caller of Changed
 
 	in     inbox
 	wait   waiting
@@ -69,11 +68,31 @@ type replica struct {
 
 // replicaWorker is what only the replica's worker touches.
 type replicaWorker struct {
-	rn       *raft.RawNode
-	log      *engine.Log
-	peers    []peer // where replicas live: the descriptor's, and those learned from messages
-	disposed bool   // faulted and cleaned up, replaced, removed or stopped
-	still    bool   // parked: nothing is stepped
+	rn    *raft.RawNode
+	log   *engine.Log
+	peers []peer // where replicas live: the descriptor's, and those learned from messages
+
+	disposed  bool // faulted and cleaned up, replaced, removed or stopped
+	still     bool // parked: nothing is stepped
+	awake     bool // ticks are given to it
+	listed    bool // in worker.awake
+	rests     bool // awake, though it could sleep: it is ticked seldom
+	beat      bool // rests, and its heartbeat is due
+	waking    bool // in worker.wakes
+	retired   bool
+	starting  bool // loaded at the start of the store: it sleeps until it hears something
+	parked    bool
+	inflight  bool // a Ready waits for its sync, or for its conf change
+	synced    bool // of the Ready in flight
+	withheld  bool // committed entries wait until apply has room
+	blocked   bool // writes wait for uncommitted entries to commit
+	inRunOuts bool // in worker.runOuts
+	freezing  bool // a Freeze is proposed: writes wait for what becomes of it
+	leads     bool // raft says so; lead is what requests are told
+	nonvoter  bool // by the applied configuration (V13)
+	stand     standing
+
+	noticeQueued bool // in worker.noticed
 
 	term          uint64 // raft's current term
 	vote          uint64
@@ -82,34 +101,21 @@ type replicaWorker struct {
 	committedTerm uint64 // highest term of a committed entry seen; reads need it to be term
 	lastStamp     uint64 // highest version stamp proposed
 
-	awake    bool         // ticks are given to it
-	listed   bool         // in worker.awake
-	rests    bool         // awake, though it could sleep: it is ticked seldom
-	beat     bool         // rests, and its heartbeat is due
-	waking   bool         // in worker.wakes
-	wakeFor  base.StoreID // because of a follower there, 0: in any case
-	idle     int          // ticks since something happened
-	logSeen  uint64       // bytes of it in worker.logTotal
-	retired  bool
-	over     *replica // whose promises it has to take over at its worker, nil: nobody's
-	starting bool     // loaded at the start of the store: it sleeps until it hears something
-	ticks    int      // pending
-	visited  uint64   // number of the pass that last picked the replica up
-	parked   bool
-	inflight bool // a Ready waits for its sync, or for its conf change
-	synced   bool // of the Ready in flight
-	confs    int  // conf changes of the Ready in flight that apply has not decided
-	ready    raft.Ready
-	held     []raftpb.Message // of the Ready in flight: leave after the sync
-	notices  []notice         // of commits, that wait for an append to say the same
-	withheld bool             // committed entries wait until apply has room
-	run      *applyRun        // of this pass: its worker applies it at the end
+	wakeFor base.StoreID     // why it is in worker.wakes: because of a follower there, 0: in any case
+	idle    int              // ticks since something happened
+	logSeen uint64           // bytes of it in worker.logTotal
+	over    *replica         // whose promises it has to take over at its worker, nil: nobody's
+	ticks   int              // pending
+	visited uint64           // number of the pass that last picked the replica up
+	confs   int              // conf changes of the Ready in flight that apply has not decided
+	ready   underWay         // the Ready in flight
+	held    []raftpb.Message // of the Ready in flight: leave after the sync
+	notices []notice         // of commits, that wait for an append to say the same
+	run     *applyRun        // of this pass: its worker applies it at the end
 
-	noticeDue    time.Duration // of notices
-	noticeQueued bool          // in worker.noticed
+	noticeDue time.Duration // of notices
 
 	writes      []WriteRequest // not proposed
-	blocked     bool           // writes wait for uncommitted entries to commit
 	unbound     []*proposal    // proposed in this step, before Ready
 	pending     []*proposal    // in (term, index) order
 	uncommitted int64          // bytes of pending and unbound
@@ -121,28 +127,36 @@ type replicaWorker struct {
 	asked       []transferRequest // taken from the inbox, not started
 	calls       []func(*replica)  // taken from the inbox, not run
 
-	conf      raftpb.ConfState // that raft goes by
-	leading   leading          // of the leadership at hand
-	released  releasedBy       // who has given up leading it last
-	runOut    runOut           // that it waits for
-	inRunOuts bool             // in worker.runOuts
-	stand     standing
-	retries   int // of a campaign that nobody has answered
-	retryIn   int // ticks
-	yielding  int // ticks for which another candidate goes first
-	reminded  int // ticks until a leader of an earlier term is told again
+	conf     *raftpb.ConfState // that raft goes by; never changed, only replaced
+	leading  leading           // of the leadership at hand
+	released releasedBy        // who has given up leading it last
+	runOut   runOut            // that it waits for
+	retries  int               // of a campaign that nobody has answered
+	retryIn  int               // ticks
+	yielding int               // ticks for which another candidate goes first
+	reminded int               // ticks until a leader of an earlier term is told again
 
-	freezing   bool           // a Freeze is proposed: writes wait for what becomes of it
 	thaw       *thawing       // what this leader does about the freeze
-	leads      bool           // raft says so; lead is what requests are told
-	nonvoter   bool           // by the applied configuration (V13)
 	change     *changeRequest // waits for its checks to pass
 	tracked    []*tracked     // conf changes and verifications proposed here
 	confIndex  uint64         // of the last conf change proposed here
-	joint      jointState
-	shedWait   int // ticks until the leadership is given away again
+	joint      *jointState    // nil unless it leads, or has led, in a joint configuration
+	shedWait   int            // ticks until the leadership is given away again
 	compaction compaction
 	history    confHistory
+}
+
+// underWay is what is needed of a Ready until it is advanced. A whole one is four times as large, since it has room for a
+// snapshot, which no Ready here ever brings.
+type underWay struct {
+	hard      raftpb.HardState
+	entries   []raftpb.Entry
+	committed []raftpb.Entry
+}
+
+// advances returns the Ready as RawNode.Advance wants it.
+func (u *underWay) advances() raft.Ready {
+	return raft.Ready{HardState: u.hard, Entries: u.entries, CommittedEntries: u.committed}
 }
 
 type peer struct {
@@ -161,24 +175,45 @@ type leadership struct {
 // inbox buffers what callers have for the group until its worker can step it.
 type inbox struct {
 	sync.Mutex
-	closed      wire.Code // not OK: refuse with this, and reason
-	reason      string
-	msgs        []inMessage
-	writes      []WriteRequest
-	reads       []ReadRequest
-	unreachable []base.ReplicaID
-	transfers   []transferRequest
-	calls       []func(*replica) // run on the worker between two Readys
-	confs       []confResult
-	sent        []snapshotDone
-	park        func(ok bool)
-	watched     []watched
-	campaign    bool
-	gone        bool // no worker looks here any more
+	closed   wire.Code // not OK: refuse with this, and reason
+	campaign bool
+	gone     bool // no worker looks here any more
+	reason   string
+	msgs     []inMessage
+	writes   []WriteRequest
+	reads    []ReadRequest
+	seldom   *seldom // nil: nothing
+	confs    []confResult
+	park     func(ok bool)
+	watched  []watched
 
 	msgBytes   int64
 	writeBytes atomic.Int64 // unproposed, here and in worker.writes
 	readCount  atomic.Int64 // unanswered, wherever they are
+}
+
+// seldom is the part of an inbox that is empty nearly always.
+type seldom struct {
+	unreachable []base.ReplicaID
+	transfers   []transferRequest
+	calls       []func(*replica) // run on the worker between two Readys
+	sent        []snapshotDone
+}
+
+// seldomLocked returns the seldom part, to add to it.
+func (in *inbox) seldomLocked() *seldom {
+	if in.seldom == nil {
+		in.seldom = &seldom{}
+	}
+	return in.seldom
+}
+
+// takeSeldomLocked empties the seldom part and returns what was there.
+func (in *inbox) takeSeldomLocked() (out seldom) {
+	if in.seldom != nil {
+		out, in.seldom = *in.seldom, nil
+	}
+	return out
 }
 
 type inMessage struct {

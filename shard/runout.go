@@ -381,7 +381,7 @@ func (w *worker) retryCampaign(r *replica, ticks int) {
 // have not answered, it asks no more. The other will stand in its turn.
 func (w *worker) refused(r *replica, m *inMessage) {
 	rw := &r.worker
-	if rw.retries > 0 && votes(&rw.conf, m.msg.From) && rw.rn.BasicStatus().RaftState == raft.StatePreCandidate {
+	if rw.retries > 0 && votes(rw.conf, m.msg.From) && rw.rn.BasicStatus().RaftState == raft.StatePreCandidate {
 		rw.retries = 0
 	}
 }

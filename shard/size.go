@@ -43,6 +43,7 @@ type shardSize struct {
 	at       atomic.Int64  // of the last measurement, on Clock.Boot; 0 never
 	due      atomic.Int64  // when to measure again if somebody asks
 	stale    atomic.Bool   // deletions, or another range: what was measured may be far too much
+	later    bool          // in Store.news.later; belongs to the caller of Changed
 	desc     atomic.Pointer[base.Descriptor]
 
 	measuring sync.Mutex

@@ -360,7 +360,7 @@ func TestSleepersWhoseLogsCannotBeCutSleepOnOverTheStoresCap(t *testing.T) {
 	n := c.nodes[1]
 	c.untilAsleep(7)
 	rw := &n.store.lookup(7).worker
-	rw.history.reset(n.store.lookup(7).applied.Load(), &rw.conf) // as after a restart: which configuration they had is not known
+	rw.history.reset(n.store.lookup(7).applied.Load(), rw.conf) // as after a restart: which configuration they had is not known
 	before := n.store.lookup(7).logBytes()
 	n.store.cfg.Compaction.StoreCapBytes = before * 3 / 4
 	for range 20 {

@@ -109,7 +109,8 @@ func (r *replica) snapshotEnded(d snapshotDone) {
 	r.in.Lock()
 	open := r.in.closed == wire.OK
 	if open {
-		r.in.sent = append(r.in.sent, d)
+		in := r.in.seldomLocked()
+		in.sent = append(in.sent, d)
 	}
 	r.in.Unlock()
 	if open {

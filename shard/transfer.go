@@ -238,7 +238,8 @@ func (s *Store) queueTransfer(shard base.ShardID, req transferRequest) error {
 	r.in.Lock()
 	open := r.in.closed == wire.OK
 	if open {
-		r.in.transfers = append(r.in.transfers, req)
+		in := r.in.seldomLocked()
+		in.transfers = append(in.transfers, req)
 	}
 	r.in.Unlock()
 	if !open {
