@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/shardd/shardd/internal/clock"
 )
 
 // Commits. Every synced commit goes the same way: the batch enters Pebble's log and memtable without waiting, is
@@ -220,13 +222,14 @@ func (p *probe) close() {
 
 func (p *probe) run() {
 	defer close(p.joined)
-	tick := time.NewTicker(p.e.opts.ProbeInterval)
+	tick := time.NewTimer(clock.UntilAligned(p.e.opts.ProbeInterval))
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 			p.e.pollSpace() // first: on a full disk the probe may wait
 			p.poll()
+			tick.Reset(clock.UntilAligned(p.e.opts.ProbeInterval))
 		case <-p.stop:
 			return
 		case <-p.e.fatal.ch:

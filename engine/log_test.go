@@ -256,6 +256,18 @@ func TestLoadedCommitIsAtLeastWhatIsApplied(t *testing.T) {
 	}
 }
 
+func TestALogForgetsWhatRaftHasStartedFrom(t *testing.T) {
+	e := newEngine(t)
+	l := mustLog(t, e, newReplica(t, e, 7))
+	if _, _, err := l.InitialState(); err != nil {
+		t.Fatal(err)
+	}
+	l.Started()
+	if hs, _, err := l.InitialState(); err == nil {
+		t.Fatalf("initial state %+v after the start", hs)
+	}
+}
+
 func TestALogThatEndsBeforeWhatIsAppliedIsRefusedAsCorrupt(t *testing.T) {
 	e := newEngine(t)
 	newReplica(t, e, 7)

@@ -115,6 +115,7 @@ func (e *Engine) openDB() (err error) {
 		held := int(e.damage.held.Load()) // holds need no processor
 		return 1 + held, compactionConcurrency() + held
 	}
+	po.Experimental.CompactionScheduler = newCompactions()
 	po.Cache = pebble.NewCache(e.opts.CacheBytes)
 	defer po.Cache.Unref() // Pebble has its own reference
 	po.FS = fs

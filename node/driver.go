@@ -86,7 +86,8 @@ func (d *driver) lead(ctx context.Context, term uint64) {
 	d.m.plan.mu.Unlock()
 	w.fence()
 	interval := d.m.n.cfg.Settings.PlanInterval
-	t := time.NewTicker(min(interval, driverPoll))
+	poll := min(interval, driverPoll)
+	t := time.NewTimer(clock.UntilAligned(poll))
 	defer t.Stop()
 	var last time.Duration
 	for {
@@ -99,6 +100,7 @@ func (d *driver) lead(ctx context.Context, term uint64) {
 		}
 		select {
 		case <-t.C:
+			t.Reset(clock.UntilAligned(poll))
 		case <-d.wake:
 			pause(ctx, driverPause)
 			last = 0

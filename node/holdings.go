@@ -12,7 +12,7 @@ import (
 //
 // INVARIANT(sums): digest, replicas and leaders are those of all, and loads holds the load of each leader that has one.
 type holdings struct {
-	all               map[base.ShardID]*reported
+	all               map[base.ShardID]*told
 	digest            plan.Digest
 	replicas, leaders int // initialised ones
 	loads             map[base.ShardID]shard.Load
@@ -30,7 +30,7 @@ const (
 
 func (h *holdings) init() {
 	if h.all == nil {
-		h.all = make(map[base.ShardID]*reported)
+		h.all = make(map[base.ShardID]*told)
 		h.loads = make(map[base.ShardID]shard.Load)
 		h.led = make(map[base.ShardID]bool)
 	}
@@ -67,7 +67,7 @@ func (h *holdings) ledShards() []base.ShardID {
 }
 
 // put makes r what is known of a replica.
-func (h *holdings) put(s *shard.Summary, r *reported) {
+func (h *holdings) put(s *shard.Summary, r *told) {
 	h.count(s.Shard, -1)
 	h.all[s.Shard] = r
 	h.count(s.Shard, 1)
@@ -87,10 +87,11 @@ func (h *holdings) drop(id base.ShardID) {
 }
 
 func (h *holdings) count(id base.ShardID, sign int) {
-	r := h.all[id]
-	if r == nil {
+	kept := h.all[id]
+	if kept == nil {
 		return
 	}
+	r := kept.reported()
 	if sign > 0 {
 		h.digest.Add(r.digested(id))
 	} else {

@@ -81,7 +81,7 @@ func (r *jobRunner) lead(ctx context.Context, term uint64) {
 	r.mu.Lock()
 	r.mu.since = r.clock.Boot()
 	r.mu.Unlock()
-	t := time.NewTicker(r.poll)
+	t := time.NewTimer(clock.UntilAligned(r.poll))
 	defer t.Stop()
 	var scanned time.Duration
 	scan := true
@@ -101,6 +101,7 @@ func (r *jobRunner) lead(ctx context.Context, term uint64) {
 		}
 		select {
 		case <-t.C:
+			t.Reset(clock.UntilAligned(r.poll))
 		case <-r.wake:
 			scan = true
 		case <-ctx.Done():

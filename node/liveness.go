@@ -8,6 +8,7 @@ import (
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/shard/liveness"
 )
 
@@ -74,7 +75,7 @@ func (m *member) peersLoop(ctx context.Context) {
 			pause(ctx, peersGap) // many shards elect at the same time
 		}
 		m.liveness.SetPeers(m.store.PeerStores())
-		t.Reset(peersPoll)
+		t.Reset(clock.UntilAligned(peersPoll))
 	}
 }
 

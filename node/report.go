@@ -11,6 +11,7 @@ import (
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/shard"
 )
 
@@ -22,7 +23,7 @@ import (
 // to, and at those of which the leader does not know all yet; the others are as they were.
 type sentReports struct {
 	held     holdings
-	answered map[base.ShardID]*reported // what the leader has been told
+	answered map[base.ShardID]*told // what the leader has been told
 	// open has those of which the leader may not know all: not told, or not exactly; true: told in a report that has had no
 	// answer, so that the leader may have it or not.
 	open   map[base.ShardID]bool
@@ -84,13 +85,17 @@ func (r *reports) wakeUp() {
 
 // await waits for the next report to be due, or for news; false if ctx has ended.
 func (r *reports) await(ctx context.Context, interval time.Duration) bool {
-	gap := min(reportGap, interval)
-	pause(ctx, gap)
-	t := time.NewTimer(interval - gap)
+	gap, began := min(reportGap, interval), time.Now()
+	t := time.NewTimer(max(gap, clock.UntilAligned(interval)))
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-r.wake:
+		pause(ctx, gap-time.Since(began))
+		select {
+		case <-r.wake: // what has happened meanwhile shares the report
+		default:
+		}
 	case <-ctx.Done():
 	}
 	return ctx.Err() == nil
@@ -258,19 +263,26 @@ func (m *member) tellReplicas(ctx context.Context, from replicaSource, req *pb.R
 			gone = append(gone, id)
 		}
 	}
-	telling := make(map[base.ShardID]*reported)
+	telling := make(map[base.ShardID]*told)
 	var replicas []*pb.ReplicaReport
 	for i := range sums {
 		sum := &sums[i]
 		r := m.reportedOf(sum, boot)
-		s.held.put(sum, &r)
 		unsure := s.open[sum.Shard]
 		delete(s.open, sum.Shard)
-		if old := s.answered[sum.Shard]; s.full || old == nil || unsure || r.worth(old) {
-			telling[sum.Shard] = &r
+		kept := s.answered[sum.Shard]
+		old := kept.reported()
+		tell := s.full || kept == nil || unsure || r.worth(&old)
+		if tell || !r.says(&old) {
+			kept = r.keep()
+		}
+		s.held.put(sum, kept)
+		switch {
+		case tell:
+			telling[sum.Shard] = kept
 			s.open[sum.Shard] = true
 			replicas = append(replicas, r.proto(sum.Shard, sum.Desc))
-		} else if r.size != old.size || r.put != old.put {
+		case r.size != old.size || r.put != old.put:
 			s.open[sum.Shard] = false
 		}
 	}
@@ -295,7 +307,7 @@ func (m *member) tellReplicas(ctx context.Context, from replicaSource, req *pb.R
 	}
 	return func() {
 		if full || s.answered == nil {
-			s.answered = make(map[base.ShardID]*reported, len(telling))
+			s.answered = make(map[base.ShardID]*told, len(telling))
 		}
 		for id, r := range telling {
 			s.answered[id] = r
@@ -304,6 +316,9 @@ func (m *member) tellReplicas(ctx context.Context, from replicaSource, req *pb.R
 		for _, id := range removed {
 			delete(s.answered, id)
 			delete(s.open, id)
+		}
+		if len(s.open) == 0 {
+			s.open = nil // a map that once was large is walked, and kept, as one that is
 		}
 	}
 }

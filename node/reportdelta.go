@@ -54,6 +54,62 @@ type said struct {
 	behind        string
 }
 
+// told is how a reported is kept. A store has one or two for each of its replicas, so what few have stands apart.
+type told struct {
+	replica              base.ReplicaID
+	epoch                base.Epoch
+	term                 uint64
+	put, size            uint64
+	at                   time.Duration
+	leads, uninitialised bool
+	more                 *toldMore // nil: all zero
+}
+
+type toldMore struct {
+	load                       shard.Load
+	faulted                    string
+	into                       base.ShardID
+	merge                      uint64
+	hot, split, silent, behind string
+}
+
+// keep returns what is kept of r.
+func (r *reported) keep() *told {
+	k := &told{
+		replica: r.replica, epoch: r.epoch, term: r.term, put: r.put, size: r.size, at: r.at, leads: r.leads,
+		uninitialised: r.uninitialised,
+	}
+	more := toldMore{
+		load: r.load, faulted: r.faulted, into: r.into, merge: r.merge, hot: r.hot, split: r.split, silent: r.silent,
+		behind: r.behind,
+	}
+	if more != (toldMore{}) {
+		k.more = &more
+	}
+	return k
+}
+
+// reported returns what was kept; nil stands for nothing.
+func (k *told) reported() (r reported) {
+	if k == nil {
+		return r
+	}
+	r.replica, r.epoch, r.term, r.put, r.size, r.at = k.replica, k.epoch, k.term, k.put, k.size, k.at
+	r.leads, r.uninitialised = k.leads, k.uninitialised
+	if m := k.more; m != nil {
+		r.load, r.faulted, r.into, r.merge = m.load, m.faulted, m.into, m.merge
+		r.hot, r.split, r.silent, r.behind = m.hot, m.split, m.silent, m.behind
+	}
+	return r
+}
+
+// says reports whether r is what old was, but for the time.
+func (r *reported) says(old *reported) bool {
+	now := *r
+	now.at = old.at
+	return now == *old
+}
+
 func (m *member) reportedOf(s *shard.Summary, now time.Duration) reported {
 	r := reported{
 		said: said{

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/internal/base"
@@ -153,4 +156,101 @@ func TestReportTakenUnderAnEarlierLeadershipIsRefused(t *testing.T) {
 	if _, err := r.add(7, told); err != nil || r.view.Shard(d).Leader != 2 {
 		t.Errorf("at term 7: %v", err)
 	}
+}
+
+func TestWhatWasToldOfAReplicaIsKeptOnceWhileItStays(t *testing.T) {
+	s, m, report := newTeller(3)
+	sent := &m.reports.sent
+	report(true)
+	s.news = map[base.ShardID]bool{1: true, 2: true}
+	report(true)
+	for id := range s.sums {
+		if sent.held.all[id] == nil || sent.held.all[id] != sent.answered[id] {
+			t.Errorf("shard %d is kept twice", id)
+		}
+	}
+	if sent.open != nil {
+		t.Errorf("%d are open, in a map that may have been large", len(sent.open))
+	}
+	sum := s.sums[2]
+	sum.SizeBytes = 1 << 20
+	s.sums[2], s.news = sum, map[base.ShardID]bool{2: true}
+	report(true)
+	sum.SizeBytes++ // too little to be told
+	s.sums[2], s.news = sum, map[base.ShardID]bool{2: true}
+	if req := report(true); len(req.Replicas) != 0 {
+		t.Fatalf("told %v", req)
+	}
+	if held, told := sent.held.all[2].size, sent.answered[2].size; held != told+1 || len(sent.open) != 1 {
+		t.Errorf("held %d, told %d, %d open", held, told, len(sent.open))
+	}
+}
+
+func TestWhatIsKeptOfAReportIsAllOfIt(t *testing.T) {
+	plain := reported{
+		said: said{replica: 3, epoch: base.Epoch{ConfVer: 2, Version: 5}, leads: true, term: 7}, put: 9, size: 8, at: 6,
+	}
+	if k := plain.keep(); k.more != nil || k.reported() != plain {
+		t.Errorf("kept %+v of %+v", k, plain)
+	}
+	const size = 80 // the next is 96
+	if n := reflect.TypeFor[told]().Size(); n > size {
+		t.Errorf("%d bytes are kept of each replica, want at most %d", n, size)
+	}
+	for name, change := range map[string]func(*reported){
+		"load":   func(r *reported) { r.load.Writes = 2 },
+		"fault":  func(r *reported) { r.faulted = "disk" },
+		"into":   func(r *reported) { r.into = 4 },
+		"merge":  func(r *reported) { r.merge = 5 },
+		"hot":    func(r *reported) { r.hot = "k" },
+		"split":  func(r *reported) { r.split = "k" },
+		"silent": func(r *reported) { r.silent = "12345678" },
+		"behind": func(r *reported) { r.behind = "12345678" },
+		"none":   func(r *reported) { r.uninitialised = true },
+	} {
+		r := plain
+		change(&r)
+		if got := r.keep().reported(); got != r {
+			t.Errorf("%s: kept %+v of %+v", name, got, r)
+		}
+		if r.says(&plain) {
+			t.Errorf("%s: no difference", name)
+		}
+	}
+	later := plain
+	if later.at++; !later.says(&plain) {
+		t.Error("the time alone is a difference")
+	}
+	if got := (*told)(nil).reported(); got != (reported{}) {
+		t.Errorf("nothing is %+v", got)
+	}
+}
+
+func TestReportsWaitForTheNextMomentInStepOrForNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &reports{wake: make(chan struct{}, 1)}
+		wait := func() time.Duration {
+			began := time.Now()
+			if !r.await(t.Context(), time.Second) {
+				t.Fatal("the context has ended")
+			}
+			return time.Since(began)
+		}
+		if took := wait() + wait(); took > 2*time.Second {
+			t.Errorf("the first two come after %s", took)
+		}
+		for range 3 {
+			if took := wait(); took != time.Second {
+				t.Errorf("the next comes after %s", took)
+			}
+		}
+		r.wakeUp()
+		time.AfterFunc(reportGap/2, r.wakeUp)
+		if took := wait(); took != reportGap {
+			t.Errorf("news is told after %s", took)
+		}
+		if took := wait(); took != time.Second-reportGap {
+			t.Errorf("what shared a report is told again after %s", took)
+		}
+	})
 }

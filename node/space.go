@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/shardd/shardd/engine"
+	"github.com/shardd/shardd/internal/clock"
 )
 
 // Space and damage: what the engine sees of the disk, and what the store does about it.
@@ -21,7 +22,7 @@ func (m *member) spaceLoop(ctx context.Context) {
 		m.store.SetSpace(level)
 		ok, detail := m.store.SyncHealthy()
 		m.slow.see(ok, detail, m.clock.Boot())
-		pause(ctx, every)
+		pause(ctx, clock.UntilAligned(every))
 	}
 }
 

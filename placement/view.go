@@ -127,12 +127,24 @@ func (v *View) Add(r *Report) (wantFull bool, err error) {
 		return true, nil
 	}
 	for _, st := range r.States {
+		st.Desc = v.sharedLocked(st.Desc)
 		s.states[st.Desc.Shard] = st
 	}
 	for _, id := range r.Removed {
 		delete(s.states, id)
 	}
 	return false, nil
+}
+
+// sharedLocked returns a descriptor that the view has already in the place of one that is the same: all members of a shard
+// report it.
+func (v *View) sharedLocked(d *base.Descriptor) *base.Descriptor {
+	for _, s := range v.mu.stores {
+		if st, ok := s.states[d.Shard]; ok && st.Desc.Equal(d) {
+			return st.Desc
+		}
+	}
+	return d
 }
 
 // Stores returns the state of every store that has reported.

@@ -77,3 +77,31 @@ func TestViewRefusesAReportThatComesBehindALaterOne(t *testing.T) {
 		t.Errorf("the first of the next incarnation: %v, and %+v", err, v.Shard(d))
 	}
 }
+
+// All members of a shard report its descriptor: of tens of thousands of shards that would be two copies too many.
+func TestViewKeepsOneOfEachDescriptor(t *testing.T) {
+	v := NewView(&manualClock{now: time.Hour})
+	_, shards := sampleFounding(t).Descriptors()
+	d := shards[0]
+	for _, store := range []base.StoreID{1, 2, 3} {
+		if _, err := v.Add(&Report{
+			Node: Node{ID: store, Incarnation: 1, Address: "x:1"}, Full: true, States: []ReplicaState{{Desc: d.Clone()}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one := v.mu.stores[1].states[d.Shard].Desc
+	for id, s := range v.mu.stores {
+		if s.states[d.Shard].Desc != one {
+			t.Errorf("%s has a copy of its own", id)
+		}
+	}
+	next := d.Clone()
+	next.Epoch.ConfVer++
+	if _, err := v.Add(&Report{Node: Node{ID: 2, Incarnation: 1, Address: "x:1"}, States: []ReplicaState{{Desc: next}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := v.mu.stores[2].states[d.Shard].Desc; got != next || !one.Equal(d) {
+		t.Errorf("%s after a report of %s; the others have %s", got, next, one)
+	}
+}

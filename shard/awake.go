@@ -248,8 +248,8 @@ func (w *worker) tick(ticks int) {
 		}
 		if r.lead.Load().leads {
 			r.silent.Store(0)
-		} else {
-			r.silent.Add(int64(ticks))
+		} else if r.silent.Add(int64(ticks)) > w.store.silence() {
+			w.store.doubt(r)
 		}
 		r.worker.ticks = min(r.worker.ticks+ticks, limit)
 		r.worker.beat = r.worker.beat || r.worker.rests && w.beats(r)

@@ -266,6 +266,9 @@ func (h *halt) publish(out *boundaryOutcome) {
 			r.forgetSize()
 		}
 		r.frozen.Store(st.Freeze)
+		if st.Freeze != nil {
+			h.store.doubt(r)
+		}
 		r.applied.Store(st.Index)
 	}
 	if out.publish != nil {

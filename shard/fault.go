@@ -14,6 +14,7 @@ func (s *Store) fault(r *replica, reason string, stack []byte) {
 		return
 	}
 	s.note(r)
+	s.doubt(r)
 	s.metrics.faults.Inc()
 	attrs := []any{"replica", r.String(), "reason", reason, "applied", r.applied.Load(), "commit", r.commit.Load()}
 	if stack != nil {

@@ -66,6 +66,7 @@ func (r *replica) refuse(m *wire.RaftMessage) string {
 	case m.To != r.id || m.ToStore != r.store.cfg.Store:
 		if m.To > r.id && m.ToStore == r.store.cfg.Store && creates(m.Msg.Type) {
 			r.newer.Store(true) // we have missed our removal, it seems
+			r.store.doubt(r)
 		}
 		return "other-replica" // meant for an earlier or later replica of the shard on this store
 	case m.Msg.To != uint64(m.To) || m.Msg.From != uint64(m.From) || m.From == 0 || m.From == r.id:

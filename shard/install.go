@@ -158,6 +158,7 @@ func (r *replica) judge(m *engine.SnapshotMeta) error {
 	switch {
 	case r.id < m.To:
 		r.newer.Store(true)
+		r.store.doubt(r)
 		return decline(m, "other-replica", waitRemoval, "replica %d has to be removed from this store first", r.id)
 	case r.id > m.To:
 		return decline(m, "other-replica", 0, "replica %d is newer", r.id)

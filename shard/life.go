@@ -369,6 +369,9 @@ func (s *Store) publishLocked(r, old *replica, reason string) {
 	s.mu.ranges.add(r)
 	s.peers.changed()
 	s.note(r)
+	if r.doubtful(s.silence()) {
+		s.doubt(r)
+	}
 	delete(s.mu.dead, r.shard)
 	w := s.workerOf(r.shard)
 	w.mu.Lock()

@@ -68,9 +68,28 @@ type load struct {
 
 	rates struct {
 		sync.Mutex
-		counted Load // totals at the last fold
-		now     Load
+		known *rates // nil: there was nothing to count yet
 	}
+}
+
+type rates struct {
+	counted Load // totals at the last fold
+	now     Load
+}
+
+func (k *rates) load() Load {
+	if k == nil {
+		return Load{}
+	}
+	return k.now
+}
+
+// knownLocked returns the rates, to change them.
+func (l *load) knownLocked() *rates {
+	if l.rates.known == nil {
+		l.rates.known = &rates{}
+	}
+	return l.rates.known
 }
 
 func (l *load) begin(now time.Duration) { l.folded.Store(int64(now)) }
@@ -93,31 +112,39 @@ func (l *load) fold(now time.Duration) Load {
 	defer l.rates.Unlock()
 	d := now - time.Duration(l.folded.Load())
 	if d < foldAfter {
-		return l.rates.now
+		return l.rates.known.load()
 	}
 	total := l.totals()
-	keep := math.Exp2(-float64(d) / float64(loadHalfLife))
-	fresh := total.Plus(l.rates.counted.Times(-1)).Times(float64(time.Second) / float64(d))
-	l.rates.now = l.rates.now.Times(keep).Plus(fresh.Times(1 - keep))
-	l.rates.counted = total
 	l.folded.Store(int64(now))
-	return l.rates.now
+	if l.rates.known == nil && total == (Load{}) {
+		return Load{}
+	}
+	k := l.knownLocked()
+	keep := math.Exp2(-float64(d) / float64(loadHalfLife))
+	fresh := total.Plus(k.counted.Times(-1)).Times(float64(time.Second) / float64(d))
+	k.now = k.now.Times(keep).Plus(fresh.Times(1 - keep))
+	k.counted = total
+	return k.now
 }
 
 // share scales the rates to a part of what they are, as a split does; what was sampled concerns another range.
 func (l *load) share(now time.Duration, part float64) {
 	l.fold(now)
 	l.rates.Lock()
-	l.rates.now = l.rates.now.Times(part)
+	if k := l.rates.known; k != nil {
+		k.now = k.now.Times(part)
+	}
 	l.rates.Unlock()
 	l.sampler.Store(nil)
 }
 
 // inherit starts with a part of another replica's rates, as the right-hand side of a split does.
 func (l *load) inherit(from *load, now time.Duration, part float64) {
-	rates := from.fold(now).Times(part)
+	begin := rates{counted: l.totals(), now: from.fold(now).Times(part)}
 	l.rates.Lock()
-	l.rates.counted, l.rates.now = l.totals(), rates
+	if l.rates.known = nil; begin != (rates{}) {
+		l.rates.known = &begin
+	}
 	l.folded.Store(int64(now))
 	l.rates.Unlock()
 }
@@ -127,7 +154,10 @@ func (l *load) absorb(from *load, now time.Duration) {
 	add := from.fold(now)
 	l.fold(now)
 	l.rates.Lock()
-	l.rates.now = l.rates.now.Plus(add)
+	if k := l.rates.known; k != nil || add != (Load{}) {
+		k = l.knownLocked()
+		k.now = k.now.Plus(add)
+	}
 	l.rates.Unlock()
 	l.sampler.Store(nil)
 }

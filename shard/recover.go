@@ -218,7 +218,7 @@ func (s *Store) mayMerge(f *engine.Freeze) bool {
 }
 
 func sameDescriptor(a, b *base.Descriptor) bool {
-	return string(a.Append(nil)) == string(b.Append(nil))
+	return a.Equal(b)
 }
 
 // settledEnd returns up to where the log is taken for committed: to its end, or to what comes before the removal of this

@@ -45,6 +45,7 @@ type replica struct {
 	asleep   atomic.Bool                   // it is not ticked
 	noticing atomic.Bool                   // worker.notices is not empty
 	noted    atomic.Bool                   // in Store.news.list
+	doubted  atomic.Bool                   // in Store.doubts.list
 	parking  atomic.Bool                   // in.park is set
 	leaving  atomic.Bool                   // its data is being removed or replaced: what is read now proves nothing
 

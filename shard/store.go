@@ -7,6 +7,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
@@ -57,8 +58,9 @@ type Store struct {
 	used struct {
 		inbox, queue, uncommitted, apply, reads atomic.Int64
 	}
-	news  news
-	peers peerStores
+	news   news
+	doubts doubts
+	peers  peerStores
 
 	proposals atomic.Uint64 // ids, unique in this incarnation
 	contexts  atomic.Uint64 // of read indexes, unique in this incarnation
@@ -71,6 +73,8 @@ type Store struct {
 	declineSnapshots atomic.Pointer[string] // why none is accepted; nil: they are
 	paused           atomic.Bool            // leads only where nobody else can
 	logBytes         []atomic.Uint64        // of the raft logs, by worker, as of its last tick
+
+	roused chan struct{} // capacity 1: a worker whose replicas all slept has something to tick
 }
 
 // controlKey returns the key that wakes worker i of n without naming a shard: ids never come near it.
@@ -98,6 +102,7 @@ func New(cfg Config) (*Store, error) {
 	s.asks.init()
 	s.pool = sched.New(cfg.Workers, func(i int, keys []uint64) { s.workers[i].process(keys) })
 	s.logBytes = make([]atomic.Uint64, cfg.Workers)
+	s.roused = make(chan struct{}, 1)
 	for i := range cfg.Workers {
 		s.workers = append(s.workers, newWorker(s, i))
 	}
@@ -129,15 +134,45 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 func (s *Store) tickLoop(ctx context.Context) {
-	n := 0
-	clock.Ticker(ctx, s.cfg.Tick, func() {
-		n++
-		s.tick(n%idleRate == 0)
-	})
+	n, step := 0, 1
+	timer := time.NewTimer(clock.UntilAligned(s.cfg.Tick))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.roused: // since the timer was set for a store that sleeps
+			step = 1
+			timer.Reset(clock.UntilAligned(s.cfg.Tick))
+			continue
+		case <-timer.C:
+		}
+		n += step
+		s.tick(n%idleRate < step)
+		if step = 1; s.idle() {
+			step = idleStep
+		}
+		timer.Reset(clock.UntilAligned(time.Duration(step) * s.cfg.Tick))
+	}
 }
 
-// idleRate is how many ticks there are to one that wakes a worker whose replicas all sleep.
-const idleRate = 10
+const (
+	// idleRate is how many ticks there are to one that wakes a worker whose replicas all sleep.
+	idleRate = 10
+	// idleStep is how many ticks a store takes in one step while all of its replicas sleep: as many as lie between the
+	// beats of store liveness, so that both wake the process once. It divides idleRate.
+	idleStep = 2
+)
+
+// idle reports whether no worker has anything to tick.
+func (s *Store) idle() bool {
+	for _, w := range s.workers {
+		if !w.idle.Load() {
+			return false
+		}
+	}
+	return true
+}
 
 // tick gives the workers a tick; one without anything awake only if it is to be idle's turn.
 func (s *Store) tick(idle bool) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/raft/v3/raftpb"
@@ -238,16 +239,64 @@ func (s *Store) Orphans() []Orphan {
 	return out
 }
 
-// doubtful returns the replicas that may be orphans, by shard: few, of all that are looked at.
+// doubts are the replicas that may be orphans: few, while most of a store's replicas sleep, and nothing makes an orphan of one
+// that sleeps but what puts it here.
+type doubts struct {
+	sync.Mutex
+	list   []*replica
+	rounds int
+}
+
+// allDoubts is in how many calls of Orphans one looks at all replicas: should one have become an orphan unnoticed.
+const allDoubts = 32
+
+// silence is how many ticks without word from a leader are too many.
+func (s *Store) silence() int64 { return 2 * int64(s.cfg.ElectionTick) }
+
+// doubt has Orphans look at a replica. It is called behind what makes it doubtful, in whatever state the replica is.
+func (s *Store) doubt(r *replica) {
+	if r.doubted.Load() || r.doubted.Swap(true) {
+		return
+	}
+	s.doubts.Lock()
+	s.doubts.list = append(s.doubts.list, r)
+	s.doubts.Unlock()
+}
+
+// doubtful reports whether a replica may be an orphan.
+func (r *replica) doubtful(limit int64) bool {
+	return r.silent.Load() > limit || r.faulted.Load() != nil || r.frozen.Load() != nil || r.newer.Load() || r.uninitialised()
+}
+
+// doubtful returns the replicas that may be orphans, by shard. They stay on the list.
 func (s *Store) doubtful() (out []*replica) {
-	limit := 2 * int64(s.cfg.ElectionTick)
+	limit := s.silence()
+	d := &s.doubts
+	d.Lock()
+	list := d.list
+	d.list = nil
+	all := d.rounds%allDoubts == 0
+	d.rounds++
+	d.Unlock()
+	for _, r := range list {
+		r.doubted.Store(false) // before the look: what comes behind it puts it on the list again
+	}
 	s.mu.RLock()
-	for _, r := range s.mu.replicas {
-		if r.silent.Load() > limit || r.faulted.Load() != nil || r.frozen.Load() != nil || r.newer.Load() || r.uninitialised() {
+	if all {
+		list = list[:0]
+		for _, r := range s.mu.replicas {
+			list = append(list, r)
+		}
+	}
+	for _, r := range list {
+		if s.mu.replicas[r.shard] == r && r.doubtful(limit) {
 			out = append(out, r)
 		}
 	}
 	s.mu.RUnlock()
+	for _, r := range out {
+		s.doubt(r)
+	}
 	slices.SortFunc(out, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
 	return out
 }

@@ -98,7 +98,7 @@ func (s *Store) workerOf(id base.ShardID) *worker { return s.workers[s.pool.Work
 // process is one pass: first what syncs, ticks and creations have brought, then the groups, in shard order.
 func (w *worker) process(keys []uint64) {
 	s := w.store
-	defer func() { w.idle.Store(len(w.awake)+len(w.runOuts)+len(w.wakes)+len(w.parked)+w.syncing == 0) }()
+	defer w.noteIdle()
 	w.now = s.clock.Boot()
 	w.passes++
 	w.active = w.active[:0]
@@ -149,6 +149,17 @@ func (w *worker) process(keys []uint64) {
 	}
 	w.applyNow() // while the disk works
 	w.runStopped()
+}
+
+// noteIdle tells the store's ticks whether the worker needs any.
+func (w *worker) noteIdle() {
+	idle := len(w.awake)+len(w.runOuts)+len(w.wakes)+len(w.parked)+w.syncing == 0
+	if w.idle.Swap(idle) && !idle {
+		select {
+		case w.store.roused <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // collect takes over what other goroutines left for the worker.

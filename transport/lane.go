@@ -139,6 +139,7 @@ func (l *lane) addLocked(m *wire.RaftMessage) bool {
 	if beat {
 		if l.mu.beats == nil {
 			l.mu.beats = newOutgoing(kindHeartbeats)
+			poke(l.t.beats)
 		}
 		l.mu.beats.add(m)
 		l.mu.bytes += size

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
+
+	"github.com/shardd/shardd/internal/clock"
 )
 
 const (
@@ -85,7 +87,8 @@ func (l *lane) connect(ctx context.Context) (*link, error) {
 		return nil, fmt.Errorf("dial %s at %s: %w", l.peer, addr, err)
 	}
 	k.mu.Lock()
-	k.mu.watch = time.AfterFunc(t.cfg.PingInterval, k.tick)
+	// Links tick together, and with the process's other ticks: a beat and a ping leave in one write then.
+	k.mu.watch = time.AfterFunc(clock.NextAligned(t.cfg.PingInterval), k.tick)
 	k.mu.Unlock()
 	t.lanes.Go(k.receive)
 	return k, nil
@@ -260,7 +263,7 @@ func (k *link) tick() {
 	}
 	k.pingDue.Store(true)
 	poke(k.lane.wake)
-	k.mu.watch.Reset(k.lane.t.cfg.PingInterval)
+	k.mu.watch.Reset(clock.NextAligned(k.lane.t.cfg.PingInterval))
 }
 
 // fail ends the link with a reason; the first one counts. It unblocks sender and receiver.

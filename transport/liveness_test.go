@@ -1,10 +1,12 @@
 package transport
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -170,4 +172,32 @@ func TestNothingOfAnEarlierIncarnationIsSteppedOnceALaterOneIsAdmitted(t *testin
 	if _, live, _ := tr.stepFrame(old, h, frame, nil); live || len(rec.stepped()) != 1 {
 		t.Error("a frame of the earlier incarnation was stepped")
 	}
+}
+
+// A store whose shards all sleep makes no heartbeats: nothing wakes it to look for some.
+func TestHeartbeatsWakeTheTransportOnlyIfThereAreAny(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := New(Config{HeartbeatInterval: 100 * time.Millisecond})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { tr.beatLoop(ctx) })
+		l := newLane(tr, 2, controlLane, 1<<20)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := tr.flushes.Load(); n != 0 {
+			t.Errorf("%d looks in an hour without heartbeats", n)
+		}
+		for round := uint64(1); round <= 2; round++ {
+			l.send([]wire.RaftMessage{beatMsg(1), beatMsg(2)})
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+			if n := tr.flushes.Load(); n != round {
+				t.Errorf("%d flushes within an interval of the heartbeats of round %d", n, round)
+			}
+			l.flushBeats() // of a lane that is no peer's
+			l.take()
+		}
+		cancel()
+		wg.Wait()
+	})
 }

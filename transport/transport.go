@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -99,6 +100,8 @@ type Transport struct {
 	dial     []grpc.DialOption
 	registry registry
 	reports  reports
+	beats    chan struct{} // capacity 1: a lane has heartbeats to send
+	flushes  atomic.Uint64 // of beatLoop
 
 	mu struct {
 		sync.RWMutex
@@ -120,6 +123,7 @@ func New(cfg Config) *Transport {
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), process: rand.Uint64(),
 		dial:    append(DialOptions(), cfg.DialOptions...),
 		reports: reports{wake: make(chan struct{}, 1)},
+		beats:   make(chan struct{}, 1),
 	}
 	t.registry.mu.stores = make(map[base.StoreID]*identity)
 	t.registry.mu.fenced = make(map[base.StoreID]bool)
@@ -236,7 +240,7 @@ func (t *Transport) Run(ctx context.Context) error {
 
 	var reporter sync.WaitGroup
 	reporter.Go(func() { t.reports.run(ctx, t.cfg.Handler, t.metrics.unreach) })
-	clock.Ticker(ctx, t.cfg.HeartbeatInterval, t.flushBeats)
+	t.beatLoop(ctx)
 	t.mu.Lock()
 	t.mu.stopped, t.mu.running = true, nil
 	t.mu.Unlock()
@@ -244,6 +248,28 @@ func (t *Transport) Run(ctx context.Context) error {
 	t.lanes.Wait()
 	t.inbounds.Wait()
 	return ctx.Err()
+}
+
+// beatLoop sends heartbeats, in step with the process's other ticks. Where none are made it sleeps.
+func (t *Transport) beatLoop(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.beats:
+		}
+		timer.Reset(clock.UntilAligned(t.cfg.HeartbeatInterval))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		t.flushes.Add(1)
+		t.flushBeats()
+	}
 }
 
 // flushBeats sends the heartbeats that have gathered since the last call: one frame per peer.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/internal/config"
 )
 
@@ -60,13 +61,14 @@ func tuneCollector(most int, slack int64, interval time.Duration) (stop func()) 
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-		tick := time.NewTicker(interval)
+		tick := time.NewTimer(clock.UntilAligned(interval))
 		defer tick.Stop()
 		for set := most; ; {
 			select {
 			case <-done:
 				return
 			case <-tick.C:
+				tick.Reset(clock.UntilAligned(interval))
 			}
 			metrics.Read(sample)
 			if p := gcPercentFor(sample[0].Value.Uint64(), slack, most); p < set-set/8 || p > set+set/8 {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -79,6 +80,12 @@ func (d *Descriptor) Replica(id ReplicaID) (ReplicaDesc, bool) {
 		}
 	}
 	return ReplicaDesc{}, false
+}
+
+// Equal reports whether two descriptors say the same.
+func (d *Descriptor) Equal(o *Descriptor) bool {
+	return d.Shard == o.Shard && d.Epoch == o.Epoch && d.NextReplicaID == o.NextReplicaID &&
+		bytes.Equal(d.Start, o.Start) && bytes.Equal(d.End, o.End) && slices.Equal(d.Replicas, o.Replicas)
 }
 
 // Clone returns a deep copy.

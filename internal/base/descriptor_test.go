@@ -274,3 +274,25 @@ func ExampleDescriptor_String() {
 	fmt.Println(&d)
 	// Output: s12[0261,027a) 1.4 (n1/1 n3/2:learner)
 }
+
+func TestDescriptorsAreEqualIfAllOfThemIs(t *testing.T) {
+	if !sample().Equal(sample()) {
+		t.Error("a descriptor is not equal to one that says the same")
+	}
+	for name, change := range map[string]func(*Descriptor){
+		"shard":           func(d *Descriptor) { d.Shard++ },
+		"start":           func(d *Descriptor) { d.Start = []byte("\x02apples") },
+		"end":             func(d *Descriptor) { d.End = []byte("\x02m") },
+		"members' epoch":  func(d *Descriptor) { d.Epoch.ConfVer++ },
+		"range's epoch":   func(d *Descriptor) { d.Epoch.Version++ },
+		"next replica id": func(d *Descriptor) { d.NextReplicaID++ },
+		"a replica":       func(d *Descriptor) { d.Replicas = d.Replicas[1:] },
+		"a role":          func(d *Descriptor) { d.Replicas[0].Role = RoleLearner },
+	} {
+		d := sample()
+		change(d)
+		if d.Equal(sample()) || sample().Equal(d) {
+			t.Errorf("another %s makes no difference", name)
+		}
+	}
+}

@@ -69,8 +69,19 @@ func TestTheNextAlignedMomentIsAtMostOnePeriodAway(t *testing.T) {
 			if u := UntilAligned(d); u <= 0 || u > d {
 				t.Errorf("%s until the next multiple of %s", u, d)
 			}
+			if u := NextAligned(d); u < d/2 || u > d+d/2 {
+				t.Errorf("%s until the next multiple of %s that leaves time", u, d)
+			}
 		}
 	}
 	check()
-	synctest.Test(t, func(*testing.T) { check() }) // before the process began
+	synctest.Test(t, func(*testing.T) { check() }) // before the machine began
+}
+
+func TestAllProcessesOfAMachineTickTogether(t *testing.T) {
+	const d = time.Minute // far longer than what lies between the two looks
+	at := (System().Boot() + UntilAligned(d)) % d
+	if at > time.Second && at < d-time.Second {
+		t.Errorf("a tick is %s past a multiple of %s of the machine's time", at, d)
+	}
 }

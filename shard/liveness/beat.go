@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/clock"
 )
 
@@ -111,7 +112,7 @@ func (m *Monitor) wantedLocked(p *peer, now time.Duration) bool {
 // checkLocked asks a store, now and then, about all groups that we follow there (V8).
 func (m *Monitor) checkLocked(p *peer, now time.Duration) {
 	if m.cfg.Follows == nil || m.cfg.CheckInterval < 0 || !p.promise.Load().binds(now) {
-		p.nextCheck = 0
+		p.nextCheck, p.round = 0, nil
 		return
 	}
 	if p.nextCheck != 0 && now < p.nextCheck {
@@ -122,6 +123,41 @@ func (m *Monitor) checkLocked(p *peer, now time.Duration) {
 		m.eventLocked(event{kind: check, store: p.store})
 	}
 	p.nextCheck = now + m.cfg.CheckInterval/2 + time.Duration(m.mu.rng.Int64N(int64(m.cfg.CheckInterval)))
+}
+
+const (
+	// checkPart is about how many groups a check asks at once: what one body holds. Of tens of thousands each check would be
+	// a good part of what an idle store costs.
+	checkPart = maxItems
+	// checkParts is in how many checks all groups have had their turn, however many there are.
+	checkParts = 6
+)
+
+// check asks a store about the next part of the groups that we follow there, and after the last part about all anew. What has
+// changed since a round began does no harm: the answer to an old question concerns an old term, and who is new to it
+// is asked in the next.
+func (m *Monitor) check(store base.StoreID) {
+	m.mu.Lock()
+	p := m.peer(store)
+	begins := len(p.round) == 0
+	m.unlock()
+	var all []Group
+	if begins {
+		all = m.cfg.Follows(store)
+	}
+	m.mu.Lock()
+	defer m.unlock()
+	if begins {
+		p.round, p.part = all, max(checkPart, (len(all)+checkParts-1)/checkParts)
+	}
+	n := min(len(p.round), p.part)
+	if n == 0 {
+		return
+	}
+	m.enqueueLocked(p, &p.questions, p.round[:n])
+	if p.round = p.round[n:]; len(p.round) == 0 {
+		p.round = nil // its array
+	}
 }
 
 // sendLocked composes the state towards a peer and hands it to the transport. now was read before: the peer's support

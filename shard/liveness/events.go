@@ -80,7 +80,7 @@ func (m *Monitor) deliver(e *event) {
 	case asked:
 		m.answer(e)
 	case check:
-		m.Ask(e.store, c.Follows(e.store))
+		m.check(e.store)
 	}
 }
 

@@ -160,6 +160,8 @@ type peer struct {
 	heardUs   time.Duration // when we sent the latest body that it has heard
 	hasHeard  bool
 	nextCheck time.Duration
+	round     []Group // of checks: those that it is not asked about yet
+	part      int     // of them in each check
 
 	releases, questions           list
 	releasesTaken, questionsTaken uint64

@@ -353,6 +353,48 @@ func TestEverySupporterChecksNowAndThenWhomItFollows(t *testing.T) {
 	}
 }
 
+func TestOfManyGroupsEachCheckAsksAPartAndSixAskAll(t *testing.T) {
+	for _, groups := range []int{checkPart, 3*checkPart + 1, 10 * checkPart} {
+		w := newWorld(t, 1, 2, nil)
+		for _, s := range w.stores {
+			s.kill()
+		}
+		rounds, most := 0, max(checkPart, (groups+checkParts-1)/checkParts)
+		w.config = func(c *Config) {
+			c.CheckInterval = time.Second
+			if c.Store == 1 {
+				c.Follows = func(base.StoreID) (out []Group) {
+					rounds++
+					for i := range groups {
+						out = append(out, Group{Shard: base.ShardID(i + 1), Term: 2})
+					}
+					return out
+				}
+			}
+		}
+		for _, s := range w.stores {
+			s.start()
+		}
+		a := w.store(1)
+		// The first check comes after half a second at least, the next one as long behind it.
+		w.run(600 * ms)
+		for next := 0; len(a.released) < groups && next < 60; next++ {
+			before := len(a.released)
+			w.run(250 * ms) // no two checks are answered within it
+			if n := len(a.released) - before; n > most {
+				t.Errorf("%d groups: %d are asked about at once, want %d", groups, n, most)
+			}
+		}
+		asked := map[base.ShardID]bool{}
+		for _, g := range a.released {
+			asked[g.Shard] = true
+		}
+		if len(asked) != groups || rounds > 2 {
+			t.Errorf("%d groups: %d were asked about, in %d rounds", groups, len(asked), rounds)
+		}
+	}
+}
+
 func TestAStoreThatSharesNoGroupIsLeftAlone(t *testing.T) {
 	w := settled(t, 2, nil)
 	a, b := w.store(1), w.store(2)
