@@ -33,6 +33,11 @@ type compactions struct {
 	}
 }
 
+var (
+	_ pebble.CompactionScheduler   = (*compactions)(nil)
+	_ pebble.CompactionGrantHandle = (*compactions)(nil)
+)
+
 func newCompactions() *compactions {
 	s := &compactions{}
 	s.mu.granted = sync.NewCond(&s.mu.Mutex)

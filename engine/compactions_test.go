@@ -93,15 +93,20 @@ func TestNothingLooksForCompactionsWhileNoneWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, db, h := full(t)
 		h.Done()
-		time.Sleep(time.Second)
-		synctest.Wait()
+		h.Done() // the one that has waited
 		asked := db.asked.Load()
+		if asked == 0 || db.started.Load() != 1 {
+			t.Fatalf("%d started after %d looks", db.started.Load(), asked)
+		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if n := db.asked.Load() - asked; n != 0 {
 			t.Fatalf("%d looks in an hour", n)
 		}
-		// The one that waited runs; a next one is refused, and gets its turn.
+		// Another one that has to wait gets its turn all the same.
+		if ok, _ := s.TrySchedule(); !ok {
+			t.Fatal("none runs, and one is refused")
+		}
 		if ok, _ := s.TrySchedule(); ok {
 			t.Fatal("two run, one is allowed")
 		}
