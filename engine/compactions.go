@@ -152,7 +152,11 @@ func (s *compactions) grant() {
 	}
 	s.mu.granting = false
 	s.mu.granted.Broadcast()
-	if s.mu.refused != s.mu.settled {
+	switch {
+	case s.mu.refused != s.mu.settled:
 		s.armLocked(grantEvery)
+	case s.mu.armed:
+		s.mu.timer.Stop()
+		s.mu.armed = false
 	}
 }
