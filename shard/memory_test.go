@@ -39,7 +39,7 @@ func TestAReplicaThatSleepsKeepsNoEmptyQueues(t *testing.T) {
 	in, rw := &r.in, &r.worker
 	in.msgs, in.writes, in.reads = make([]inMessage, 0, 1), make([]WriteRequest, 0, 1), make([]ReadRequest, 0, 1)
 	r.handed.tasks = make([]applyTask, 0, 1)
-	rw.held, rw.notices = make([]raftpb.Message, 0, 1), make([]raftpb.Message, 0, 1)
+	rw.held, rw.notices = make([]raftpb.Message, 0, 1), make([]notice, 0, 1)
 	rw.writes, rw.reads = make([]WriteRequest, 0, 1), make([]ReadRequest, 0, 1)
 	rw.unbound, rw.pending, rw.tracked = make([]*proposal, 0, 1), make([]*proposal, 0, 1), make([]*tracked, 0, 1)
 	rw.indexes, rw.sending, rw.reports = make([]readIndex, 0, 1), make([]sendingSnapshot, 0, 1), make([]snapshotReport, 0, 1)
@@ -54,7 +54,7 @@ func TestAReplicaThatSleepsKeepsNoEmptyQueues(t *testing.T) {
 			t.Errorf("queue %d is kept", i)
 		}
 	}
-	rw.notices = make([]raftpb.Message, 1)
+	rw.notices = make([]notice, 1)
 	r.handed.tasks = make([]applyTask, 1)
 	if r.slim(); len(rw.notices) != 1 || len(r.handed.tasks) != 1 {
 		t.Error("what is queued is given up")
