@@ -23,7 +23,7 @@ bench-micro-baseline: ## keep the figures of this version for those to come
 	mkdir -p docs/benchmarks/micro
 	$(MICRO) > docs/benchmarks/micro/release.txt
 
-bench-peers: ## Shardd beside etcd and the limits of the machine, resumable; about 45 minutes
+bench-peers: ## Shardd beside etcd and the limits of the machine, resumable; about 50 minutes
 	cd bench/peers && go run . run --dir ../../docs/benchmarks/peers
 
 bench-shards: ## updates per second with 16, 128 and 1,024 shards, resumable; about 12 minutes
