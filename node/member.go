@@ -224,6 +224,10 @@ func (m *member) run(ctx context.Context) error {
 	n.setHealth(false)
 	stopLoops()
 	background.Wait()
+	close(n.refuse)
+	if err == nil && !isClosed(n.halt) {
+		linger(drainLinger)
+	}
 	close(n.drain)
 	if err == nil && !isClosed(n.halt) {
 		m.drainServer(limit / 5)
@@ -238,6 +242,16 @@ func (m *member) run(ctx context.Context) error {
 	wg.Wait()
 	m.local.wg.Wait()
 	return err
+}
+
+// drainLinger is for how long a node that stops refuses operations before it ends their streams. What is on its way when a
+// stream ends has an unknown outcome for its client; one that is refused goes to the new leaders, and sends no more here.
+const drainLinger = 50 * time.Millisecond
+
+func linger(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	<-t.C
 }
 
 // drainServer tells clients to go elsewhere and lets their calls and operations finish, within limit.

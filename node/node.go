@@ -46,7 +46,8 @@ type Node struct {
 
 	member  atomic.Pointer[member] // nil until the node serves as a member
 	serving chan struct{}          // closed once member is set
-	drain   chan struct{}          // closed when the streams of clients are to end
+	refuse  chan struct{}          // closed when operations of clients are refused, since the node stops
+	drain   chan struct{}          // closed when their streams are to end
 	fail    chan error             // capacity 1: what ends Run early
 	streams sync.WaitGroup         // readers of batched streams
 	calls   calls
@@ -81,7 +82,7 @@ func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, reg: prometheus.NewRegistry(), born: cfg.Clock.Boot(),
 		init: make(chan struct{}, 1), identSet: make(chan struct{}), serving: make(chan struct{}),
-		drain: make(chan struct{}), fail: make(chan error, 1), halt: make(chan struct{}),
+		refuse: make(chan struct{}), drain: make(chan struct{}), fail: make(chan error, 1), halt: make(chan struct{}),
 	}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.metrics = newMetrics(n.reg)

@@ -213,7 +213,7 @@ func (st *opStream) send(buf []byte) error {
 // submit gives the operations of one frame to the store. An error means that nothing can be sent any more.
 func (st *opStream) submit(in *inbound) error {
 	defer in.release()
-	now, draining := st.m.clock.Boot(), isClosed(st.n.drain)
+	now, draining := st.m.clock.Boot(), isClosed(st.n.refuse)
 	if !draining {
 		if left, err := st.readNow(in, now); left == 0 || err != nil {
 			return err
