@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -369,7 +368,9 @@ func (c *live) down() (n int) {
 	return n
 }
 
-// heal ends all faults and waits until every shard has taken a write on all its stores.
+// heal ends all faults and waits until every shard has taken a write and each of its replicas has applied that. Clients
+// go on meanwhile, so that no two replicas need ever be equal at one instant: a follower hears of the last commit with
+// the next write.
 func (c *live) heal() {
 	c.net.HealAll()
 	c.net.SetFaults(simnet.Faults{MinDelay: time.Millisecond, MaxDelay: 2 * time.Millisecond})
@@ -389,28 +390,51 @@ func (c *live) heal() {
 			}
 		}
 	}
-	for !c.equal() {
-		time.Sleep(tick)
-		if c.clock.Boot() > end {
-			c.t.Fatalf("replicas still differ a minute after the last fault (seed %d)", c.seed)
+	for _, sh := range c.shards {
+		for _, written := c.applied(sh); ; time.Sleep(tick) {
+			least, _ := c.applied(sh)
+			if least >= written {
+				break
+			}
+			if c.clock.Boot() > end {
+				c.t.Fatalf("a replica of %s has applied %d of %d a minute after the last fault (seed %d)", sh, least, written, c.seed)
+			}
 		}
 	}
 }
 
-func (c *live) equal() bool {
+// applied returns how far the replica of a shard that is furthest behind has applied, and the one that is furthest ahead.
+func (c *live) applied(sh base.ShardID) (least, most uint64) {
 	synctest.Wait()
-	for _, sh := range c.shards {
-		var applied []uint64
-		for _, n := range c.nodes {
-			if st, ok := n.mu.store.Status(sh); ok {
-				applied = append(applied, st.Applied, st.LastIndex)
-			}
-		}
-		if slices.Min(applied) != slices.Max(applied) {
-			return false
+	least = math.MaxUint64
+	for _, n := range c.nodes {
+		if st, ok := n.mu.store.Status(sh); ok {
+			least, most = min(least, st.Applied), max(most, st.Applied)
 		}
 	}
-	return true
+	return least, most
+}
+
+// equal waits, once no client writes, until all replicas of each shard have applied all of the same log.
+func (c *live) equal() {
+	end := c.clock.Boot() + time.Minute
+	for _, sh := range c.shards {
+		for {
+			least, most := c.applied(sh)
+			for _, n := range c.nodes {
+				if st, ok := n.mu.store.Status(sh); ok {
+					least, most = min(least, st.LastIndex), max(most, st.LastIndex)
+				}
+			}
+			if least == most {
+				break
+			}
+			if c.clock.Boot() > end {
+				c.t.Fatalf("replicas of %s still differ, %d and %d, a minute after the last write (seed %d)", sh, least, most, c.seed)
+			}
+			time.Sleep(tick)
+		}
+	}
 }
 
 // runLive torments a cluster for a while of virtual time and returns what its clients saw.
@@ -453,6 +477,11 @@ func runLive(t *testing.T, seed int64, stores, replicas, shards int, lasts time.
 	}
 	c.net.SetFaults(simnet.Faults{MinDelay: time.Millisecond, MaxDelay: 5 * time.Millisecond})
 	var clients sync.WaitGroup
+	rest := sync.OnceFunc(func() {
+		close(c.stop)
+		clients.Wait()
+	})
+	defer rest() // before the stores go, however this ends
 	for i := range 8 {
 		clients.Go(func() { c.client(i) })
 	}
@@ -462,11 +491,8 @@ func runLive(t *testing.T, seed int64, stores, replicas, shards int, lasts time.
 		c.torment(rng)
 	}
 	c.heal()
-	close(c.stop)
-	clients.Wait()
-	for !c.equal() {
-		time.Sleep(tick)
-	}
+	rest()
+	c.equal()
 	c.look()
 	c.finish()
 	return c
