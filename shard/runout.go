@@ -48,6 +48,7 @@ type runOut struct {
 	term   uint64           // raft's, when it was queued
 	lost   base.StoreID     // that led it, or 0
 	since  time.Duration    // its first turn
+	next   bool             // since is its own turn, whatever its rank
 	let    []base.ReplicaID // the candidates of asked that it has let go first
 	asked  uint64           // the term that they asked for
 }
@@ -223,7 +224,7 @@ func (w *worker) fireRunOut(r *replica) (at time.Duration, waits bool, cost int)
 		return at, true, 0
 	}
 	rank, ok := w.rank(r, rw.runOut.lost)
-	if ok {
+	if ok && !rw.runOut.next {
 		if at += time.Duration(rank) * w.rankTime(); w.now < at {
 			return at, true, 0
 		}
@@ -394,15 +395,17 @@ func (w *worker) letsPass(r *replica, m *inMessage) bool {
 		w.runOut(r)
 		w.queueRunOut(r, p.store) // the word of the lapse, which is under way, will find nothing to end
 	}
+	ahead, ok := r.compareLog(&m.msg)
 	waits := rw.runOut.queued && rw.term < m.msg.Term
 	asks := m.msg.Type == raftpb.MsgPreVote && rw.retries > 0 && rw.rn.BasicStatus().RaftState == raft.StatePreCandidate
-	if !waits && !asks {
-		return true
-	}
-	ahead, ok := r.compareLog(&m.msg)
 	switch {
-	case !ok || ahead < 0:
+	case !ok:
+		return true
+	case ahead < 0:
+		w.goNext(r)
 		return true // raft tells it that it cannot win
+	case !waits && !asks:
+		return true
 	case waits:
 		w.letGoFirst(r, m)
 	}
@@ -428,8 +431,26 @@ func (w *worker) letGoFirst(r *replica, m *inMessage) {
 		return
 	}
 	o.let = append(o.let, from)
-	o.lost, o.since = 0, w.now+w.rankTime()
+	o.lost, o.since, o.next = 0, w.now+w.rankTime(), false
 	w.runOutDue = min(w.runOutDue, o.since)
+}
+
+// goNext brings a replica's turn forward: somebody who has had its own cannot win, since it lacks entries that this one has, and
+// with many that wait a turn is long. Two that learn of it at the same time keep a short distance.
+func (w *worker) goNext(r *replica) {
+	o := &r.worker.runOut
+	if !o.queued || o.next {
+		return
+	}
+	rank, ok := w.rank(r, o.lost)
+	if !ok {
+		return
+	}
+	at := w.now + time.Duration(max(rank-1, 0)*rankTicks)*w.store.cfg.Tick
+	if at < o.since+time.Duration(rank)*w.rankTime() {
+		o.next, o.since = true, at
+		w.runOutDue = min(w.runOutDue, at)
+	}
 }
 
 // compareLog says whether a candidate's log is ahead of the replica's own (1), equal (0) or behind it (-1).

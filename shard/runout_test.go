@@ -169,6 +169,59 @@ func TestV12ARestartOfAllStoresElectsWithoutAStorm(t *testing.T) {
 	t.Logf("%d ticks, %d elections, leaders %v", ticks, *campaigns, leads)
 }
 
+// Where the first in turn lacks entries, the others have refused it before their own turns, which are far away with many
+// that wait.
+func TestAVoterThatHasToRefuseACandidateGoesNext(t *testing.T) {
+	const shards, batch = 100, 4
+	c, ids := manyShards(t, shards)
+	c.net.Isolate(3)
+	for i, id := range ids {
+		c.put(id, fmt.Sprintf("%04d", i), "x")
+	}
+	c.each(func(n *testNode) { c.crash(n, 100) })
+	c.net.HealAll()
+	asked, led := map[base.ShardID]int{}, map[base.ShardID]int{} // at which tick first
+	ticks, first := 0, 0
+	for _, id := range c.ids() {
+		n := c.nodes[id]
+		c.start(n)
+		n.store.workers[0].fireBatch = batch
+		n.tap(func(_ base.StoreID, msgs []wire.RaftMessage) {
+			for i := range msgs {
+				if m := &msgs[i]; m.Msg.Type == raftpb.MsgPreVote {
+					if _, ok := asked[m.Shard]; !ok {
+						if asked[m.Shard] = ticks; n.id == 3 {
+							first++
+						}
+					}
+				}
+			}
+		})
+	}
+	for ; len(led) < shards; ticks++ {
+		if ticks > 200 {
+			t.Fatalf("%d of %d shards have a leader", len(led), shards)
+		}
+		c.tick()
+		for _, id := range ids {
+			if _, ok := led[id]; !ok && c.leader(id) != nil {
+				led[id] = ticks
+			}
+		}
+	}
+	most := 0
+	for _, id := range ids {
+		most = max(most, led[id]-asked[id])
+	}
+	if first < shards/5 {
+		t.Errorf("store 3, which lacks an entry, was first in %d of %d shards", first, shards)
+	}
+	if least := shards / batch; most >= least/2 {
+		t.Errorf("a shard had a leader %d ticks after the first had asked; turns were at least %d apart", most, least)
+	}
+	t.Logf("store 3 was first in %d shards; leaders at most %d ticks after the first had asked, after %d in all", first, most, ticks)
+}
+
 func TestV7AStartedStoreGivesNoVoteUntilItsOldPromisesAreOver(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	two := c.nodes[2]
