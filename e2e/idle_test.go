@@ -163,6 +163,7 @@ func (s *idleRun) measure() {
 	f := s.f
 	s.untilAsleep()
 	if f.Asleep == nil {
+		s.settle()
 		f.Asleep = s.use()
 		f.HeapPerReplica = (float64(f.Asleep.Heap) - float64(f.Base.Heap)) / float64(f.Shards-1)
 		f.LessMemTables = f.HeapPerReplica - (float64(f.Asleep.MemTables)-float64(f.Base.MemTables))/float64(f.Shards-1)
@@ -217,6 +218,15 @@ func (s *idleRun) untilAsleep() {
 		}
 		return nil
 	})
+}
+
+// settle waits for as long as it takes the last ones to fall asleep, and the nodes to tell each other. It is not a wait for
+// a condition.
+func (s *idleRun) settle() {
+	select {
+	case <-time.After(s.after):
+	case <-s.t.Context().Done():
+	}
 }
 
 // nodeSums are figures of all nodes that run.
@@ -414,10 +424,7 @@ func (s *idleRun) lose() *lostNode {
 		}
 	}
 	l.RunOuts = (after.runOut - before.runOut) / float64(len(keys))
-	select { // not a wait for a condition: they have so long to fall asleep again
-	case <-time.After(s.after):
-	case <-s.t.Context().Done():
-	}
+	s.settle()
 	watch := s.watch
 	s.watch = min(watch, 30*time.Second)
 	l.Later = s.use()

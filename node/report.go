@@ -219,7 +219,7 @@ func (m *member) reportHead(replicas, leaders int) *pb.ReportRequest {
 }
 
 // lookTurn is how many replicas a report looks at that have no news: should one have changed unnoticed, it is found.
-const lookTurn = 32
+const lookTurn = 16
 
 // replicaSource is the part of shard.Store that reports are made of.
 type replicaSource interface {

@@ -211,9 +211,10 @@ type follow struct {
 }
 
 const (
-	// followTurn is how many shards a report looks at, at least; more, so that all have their turn in followAll reports.
-	followTurn = 64
-	followAll  = 30
+	// followTurn is how many shards a report looks at, at least; more, so that all have their turn in followAll reports. Of
+	// those that a look has found something about, each report asks again.
+	followTurn = 32
+	followAll  = 120
 	// followMissed is at how many looks in a row a follower must have been silent: raft forgets at each election
 	// time-out who has answered.
 	followMissed = 5
