@@ -45,6 +45,14 @@ func TestANewMetaLeaderMovesNothingBeforeAllNodesHaveReported(t *testing.T) {
 			atRest(t, ps[0])
 		}
 	}
+	// The driver also is at rest before it knows of the node that joined.
+	eventually(t, "the last node has its share", func(ctx context.Context) error {
+		voters, _, err := counts(ctx, ps[3])
+		if err == nil && voters[uint64(ps[3].store())] < 2 {
+			err = fmt.Errorf("voters %v", voters)
+		}
+		return err
+	})
 	atRest(t, ps[3])
 	old := driving(t, ps...)
 	var next, away *proc
