@@ -203,8 +203,8 @@ func (s *idleRun) useWith(flag string) *idleUse {
 		s.c.Launch(i)
 		n.Args = args
 	}
-	s.c.WaitHealthy()
-	s.read(s.c.Addrs())
+	s.c.WaitHealthy() // every shard has a leader
+	s.settle()
 	return s.use()
 }
 
