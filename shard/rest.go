@@ -11,7 +11,7 @@ package shard
 
 const (
 	// restLook is how many ticks lie between two looks at a replica that rests.
-	restLook = 10
+	restLook = 20
 	// restBeat is how many lie between two heartbeats of its leader; a multiple of restLook.
 	restBeat = 20
 )

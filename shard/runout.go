@@ -48,7 +48,7 @@ type runOut struct {
 	term   uint64           // raft's, when it was queued
 	lost   base.StoreID     // that led it, or 0
 	since  time.Duration    // its first turn
-	next   bool             // since is its own turn, whatever its rank
+	next   bool             // since is its turn, whatever its rank
 	let    []base.ReplicaID // the candidates of asked that it has let go first
 	asked  uint64           // the term that they asked for
 }
@@ -402,7 +402,7 @@ func (w *worker) letsPass(r *replica, m *inMessage) bool {
 	case !ok:
 		return true
 	case ahead < 0:
-		w.goNext(r)
+		w.goNext(r, base.ReplicaID(m.msg.From))
 		return true // raft tells it that it cannot win
 	case !waits && !asks:
 		return true
@@ -435,18 +435,19 @@ func (w *worker) letGoFirst(r *replica, m *inMessage) {
 	w.runOutDue = min(w.runOutDue, o.since)
 }
 
-// goNext brings a replica's turn forward: somebody who has had its own cannot win, since it lacks entries that this one has, and
-// with many that wait a turn is long. Two that learn of it at the same time keep a short distance.
-func (w *worker) goNext(r *replica) {
+// goNext brings a replica's turn forward, before those of lower rank: somebody who has had its turn cannot win, since it
+// lacks entries that this one has, and with many that wait the next turn is far. What it waits for besides stays, above all
+// V12. Of two that learn of it at the same moment one yields.
+func (w *worker) goNext(r *replica, from base.ReplicaID) {
 	o := &r.worker.runOut
-	if !o.queued || o.next {
+	if !o.queued || o.next || !votes(r.worker.conf, uint64(from)) {
 		return
 	}
 	rank, ok := w.rank(r, o.lost)
 	if !ok {
 		return
 	}
-	at := w.now + time.Duration(max(rank-1, 0)*rankTicks)*w.store.cfg.Tick
+	at := max(w.now, o.since) + time.Duration(max(rank-1, 0)*rankTicks)*w.store.cfg.Tick
 	if at < o.since+time.Duration(rank)*w.rankTime() {
 		o.next, o.since = true, at
 		w.runOutDue = min(w.runOutDue, at)

@@ -22,7 +22,7 @@ const (
 	// The least that gRPC accepts on the dialling side. Peer links ping on their own, faster; the time-out also is
 	// TCP_USER_TIMEOUT: sent bytes that the other kernel does not acknowledge end the connection after it.
 	clientPing    = 10 * time.Second
-	serverPing    = 10 * time.Second
+	serverPing    = 5 * time.Second
 	pingTimeout   = 3 * time.Second
 	maxRedial     = time.Second
 	baseRedial    = 50 * time.Millisecond

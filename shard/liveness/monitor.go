@@ -35,7 +35,7 @@ type Config struct {
 	Margin float64
 	// Interval is the time between beats; default a quarter of Promise.
 	Interval time.Duration
-	// CheckInterval is the mean time between two checks of what Follows returns (V8); default 20 s, negative: none.
+	// CheckInterval is the mean time between two checks of what Follows returns (V8); default 10 s, negative: none.
 	CheckInterval time.Duration
 	Clock         clock.Clock
 
@@ -89,7 +89,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	if c.CheckInterval == 0 {
-		c.CheckInterval = 20 * time.Second
+		c.CheckInterval = 10 * time.Second
 	}
 	if c.Healthy == nil {
 		c.Healthy = func() bool { return true }
