@@ -288,20 +288,13 @@ func (w *worker) tickLeaseless(r *replica, ticks int) {
 	}
 }
 
-// abdicate steps a message of the next term, as if another replica had one already.
+// abdicate steps a message of the next term, as if somebody had one already. It names this replica itself as its sender: raft
+// wants one that it knows, and there may be no other.
 func (w *worker) abdicate(r *replica, st *raft.BasicStatus) {
-	var other uint64
-	r.worker.rn.WithProgress(func(id uint64, _ raft.ProgressType, _ tracker.Progress) {
-		if base.ReplicaID(id) != r.id {
-			other = id
-		}
-	})
-	if other == 0 {
-		return
-	}
 	w.store.metrics.abdications.Inc()
 	w.store.log.Info("leadership given up after a transfer that came to nothing", "replica", r.String(), "term", st.Term)
-	_ = r.worker.rn.Step(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: other, To: uint64(r.id), Term: st.Term + 1})
+	self := uint64(r.id)
+	_ = r.worker.rn.Step(raftpb.Message{Type: raftpb.MsgHeartbeatResp, From: self, To: self, Term: st.Term + 1})
 }
 
 // leaseless counts the leaders here that hold no lease.

@@ -323,6 +323,18 @@ func TestV4ALeaderThatCannotHandOverGivesUpAndFreesItsFollowers(t *testing.T) {
 	t.Logf("another term leads after %d ticks", ticks)
 }
 
+func TestV4TheLastReplicaOfAShardGetsALeaseAgainAfterATransferThatCameToNothing(t *testing.T) {
+	c := newLiveCluster(t, 1, nil)
+	c.create(desc(7, "", "", 1))
+	c.put(7, "a", "1")
+	lead := c.leased(7)
+	term := c.termOf(lead, 7)
+	lead.store.lookup(7).giveUpLease() // as if the target had been removed since
+	c.put(7, "a", "2")
+	c.until("a term with a lease", func() bool { return c.termOf(lead, 7) > term && c.leased(7) == lead })
+	c.mustReadNow(lead, 7, "a", "2")
+}
+
 func TestV5AReadWaitsForTheCommitIndexThatIsKnownWhenItArrives(t *testing.T) {
 	c, lead := liveShard(t, nil)
 	lead.lazy = true // apply stands still there

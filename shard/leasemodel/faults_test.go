@@ -65,6 +65,7 @@ func newWorld(seed int64, removed rule) *world {
 		m.conf.Voters = append(m.conf.Voters, w.nextRep*storesMax+uint64(i+1))
 	}
 	w.nextRep++
+	m.count()
 	const first = base.ShardID(1)
 	w.births[first] = m
 	w.oracle.groups[first] = &history{m: m}
@@ -91,6 +92,7 @@ func newWorld(seed int64, removed rule) *world {
 	w.every(func() time.Duration { return f.readGap }, w.readSomewhere)
 	w.every(func() time.Duration { return f.writeGap }, w.writeSomewhere)
 	w.every(func() time.Duration { return 300 * time.Millisecond }, w.leaveJoint)
+	w.every(func() time.Duration { return 300 * time.Millisecond }, w.removeOrphans)
 	return w
 }
 
@@ -161,6 +163,25 @@ func (w *world) leaveJoint() {
 		default:
 			to := pick(w, r.m.conf.Voters)
 			w.in(0, r.st, func() { r.do(func() { r.transfer(to) }) })
+		}
+	}
+}
+
+// removeOrphans is I5: a replica that knows no leader asks the others of its shard, and goes if the applied state of one
+// shows that it is no member any more. Until then it may stand in the way of what was split off without it.
+func (w *world) removeOrphans() {
+	for _, st := range w.stores {
+		for _, r := range slices.Clone(st.replicas) {
+			if r.rn.BasicStatus().Lead != 0 {
+				continue
+			}
+			for _, o := range w.stores {
+				cut := max(w.faults.cuts[link{st.id, o.id, laneRaft}], w.faults.cuts[link{o.id, st.id, laneRaft}])
+				if other := o.replica(r.shard); o != st && cut <= w.now && other != nil && other.m.removed(r.id) {
+					w.in(0, st, func() { r.do(r.destroy) })
+					break
+				}
+			}
 		}
 	}
 }

@@ -141,17 +141,12 @@ func (r *replica) tick() {
 	r.sleep()
 }
 
-// resign gives the leadership up, to nobody: a message of a higher term makes raft follow.
+// resign gives the leadership up, to nobody: a message of a higher term makes raft follow. There may be no other replica that
+// it could come from.
 func (r *replica) resign() {
-	for _, id := range r.m.conf.Voters {
-		if id != r.id {
-			st := r.rn.BasicStatus()
-			m := raftpb.Message{Type: raftpb.MsgAppResp, From: id, To: r.id, Term: st.Term + 1}
-			if err := r.rn.Step(m); err != nil {
-				panic(err)
-			}
-			return
-		}
+	m := raftpb.Message{Type: raftpb.MsgAppResp, From: r.id, To: r.id, Term: r.rn.BasicStatus().Term + 1}
+	if err := r.rn.Step(m); err != nil {
+		panic(err)
 	}
 }
 

@@ -19,6 +19,7 @@ type machine struct {
 	vals    [keys]uint64
 	applied uint64
 	conf    raftpb.ConfState
+	newest  uint64 // the highest replica id that was ever in conf: ids up to it that are not in conf never come back
 }
 
 func (m *machine) owns(key int) bool { return m.lo <= key && key < m.hi }
@@ -103,6 +104,7 @@ func (r *replica) applyConf(e *raftpb.Entry) {
 	}
 	was := memberOf(&r.m.conf, r.id)
 	r.m.conf = *r.rn.ApplyConfChange(cc)
+	r.m.count()
 	if r.leads != 0 {
 		w.stats.changes++
 		w.logf("%s/%d applies at %d: %s", r.shard, r.id, e.Index, r.m.conf.String())
@@ -110,6 +112,20 @@ func (r *replica) applyConf(e *raftpb.Entry) {
 	if was && !memberOf(&r.m.conf, r.id) {
 		r.destroy()
 	}
+}
+
+// count takes note of the members' ids.
+func (m *machine) count() {
+	for _, ids := range [][]uint64{m.conf.Voters, m.conf.Learners, m.conf.LearnersNext} {
+		for _, id := range ids {
+			m.newest = max(m.newest, id)
+		}
+	}
+}
+
+// removed reports whether the state shows that a replica was a member and is none any more: the proof of I5.
+func (m *machine) removed(id uint64) bool {
+	return id/storesMax <= m.newest/storesMax && !memberOf(&m.conf, id)
 }
 
 func memberOf(c *raftpb.ConfState, id uint64) bool {
