@@ -92,12 +92,13 @@ type Settings struct {
 	SnapshotReceiveBytes uint64
 	// StagingBytes bounds received snapshots that wait on disk to be installed. Default: the engine's.
 	StagingBytes int64
-	// LogFactor, LogFloorBytes, LogShardCapBytes and LogStoreCapBytes bound the raft log that is kept for followers; see
+	// LogFactor, LogFloorBytes, LogShardCapBytes, LogStoreCapBytes and LogSpareBytes bound the raft log that is kept for followers; see
 	// shard.Compaction. Default: the store's.
 	LogFactor        int
 	LogFloorBytes    int64
 	LogShardCapBytes int64
 	LogStoreCapBytes int64
+	LogSpareBytes    int64
 	// LowSpaceBytes and CriticalSpaceBytes are the thresholds of free disk space, ReserveBytes the size of the file that
 	// is given up at a start on a full disk (-1: none). Default: the engine's.
 	LowSpaceBytes      int64
@@ -216,7 +217,7 @@ func (c Config) Validate() error {
 		bad("down-after %s, merge-age %s and the plan interval %s may not be negative", s.DownAfter, s.MergeAge, s.PlanInterval)
 	case s.ReportInterval <= 0:
 		bad("report interval %s must be positive", s.ReportInterval)
-	case s.StagingBytes < 0 || s.LogFactor < 0 || s.LogFloorBytes < 0 || s.LogShardCapBytes < 0 || s.LogStoreCapBytes < 0 ||
+	case s.StagingBytes < 0 || s.LogFactor < 0 || s.LogFloorBytes < 0 || s.LogShardCapBytes < 0 || s.LogStoreCapBytes < 0 || s.LogSpareBytes < 0 ||
 		s.LowSpaceBytes < 0 || s.CriticalSpaceBytes < 0:
 		bad("limits of staging, raft logs and free disk space may not be negative: 0 means the default")
 	case c.StopTimeout < 0:

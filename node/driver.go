@@ -28,7 +28,7 @@ import (
 
 // Pauses and bounds of the driver.
 const (
-	driverPoll  = 200 * time.Millisecond // between two looks at who leads
+	driverPoll  = time.Second            // at most, between two looks at who leads
 	driverPause = 100 * time.Millisecond // at least, between two rounds
 	driverRead  = 5 * time.Second        // for what a round reads from the meta shard
 	// driverStart bounds the look at a shard before its operator begins, and what is recorded then.
@@ -46,22 +46,18 @@ const (
 type driver struct {
 	m       *member
 	wake    chan struct{} // capacity 1: plan now
+	turned  chan struct{} // capacity 1: the meta shard has another leader
 	metrics *driverMetrics
 	// before, if set, is called before each round; for tests.
 	before func()
 }
 
 func newDriver(m *member, metrics *driverMetrics) *driver {
-	return &driver{m: m, wake: make(chan struct{}, 1), metrics: metrics}
+	return &driver{m: m, wake: make(chan struct{}, 1), turned: make(chan struct{}, 1), metrics: metrics}
 }
 
 // poke has the next round planned soon.
-func (d *driver) poke() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
-	}
-}
+func (d *driver) poke() { poke(d.wake) }
 
 // run drives whenever this node leads the meta shard, until ctx ends.
 func (d *driver) run(ctx context.Context) {
@@ -71,7 +67,7 @@ func (d *driver) run(ctx context.Context) {
 			d.lead(ctx, term)
 			d.metrics.idle()
 		}
-		pause(ctx, clock.UntilAligned(driverPoll))
+		pauseUnless(ctx, clock.UntilAligned(driverPoll), d.turned)
 	}
 }
 
@@ -94,13 +90,15 @@ func (d *driver) lead(ctx context.Context, term uint64) {
 		if !w.leads() {
 			return
 		}
-		if now := d.m.clock.Boot(); now-last >= interval {
+		// Ticks are as far apart as rounds, give or take what a round takes.
+		if now := d.m.clock.Boot(); last == 0 || now-last >= interval-poll/2 {
 			w.round()
-			last = d.m.clock.Boot()
+			last = now
 		}
 		select {
 		case <-t.C:
 			t.Reset(clock.UntilAligned(poll))
+		case <-d.turned:
 		case <-d.wake:
 			pause(ctx, driverPause)
 			last = 0

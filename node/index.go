@@ -54,10 +54,7 @@ func (x *index) note(term uint64, states []placement.ReplicaState) {
 		x.mu.behind[d.Shard] = d
 	}
 	if len(x.mu.behind) > 0 {
-		select {
-		case x.wake <- struct{}{}:
-		default:
-		}
+		poke(x.wake)
 		if x.changed != nil {
 			x.changed()
 		}
@@ -158,11 +155,23 @@ func (m *member) updateIndex(ctx context.Context) error {
 }
 
 // pause waits, or returns early with ctx.
-func pause(ctx context.Context, d time.Duration) {
+func pause(ctx context.Context, d time.Duration) { pauseUnless(ctx, d, nil) }
+
+// pauseUnless is pause, until news come.
+func pauseUnless(ctx context.Context, d time.Duration, news <-chan struct{}) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-news:
 	case <-ctx.Done():
+	}
+}
+
+// poke leaves word in a channel of capacity 1. It never blocks.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }

@@ -22,7 +22,8 @@ import (
 
 // Pauses of the runner.
 const (
-	jobPoll   = 200 * time.Millisecond // between two looks at the world
+	jobPoll   = 200 * time.Millisecond // between two looks of a job at the world
+	jobWatch  = time.Second            // at most, between two looks at who leads
 	jobSave   = time.Second            // between two saves of mere progress
 	jobReload = 2 * time.Second        // between two looks at the record, for a cancel that came another way
 	jobRescan = 2 * time.Second        // between two searches for jobs that were recorded another way
@@ -38,10 +39,12 @@ type jobRunner struct {
 	metrics *jobMetrics
 	limits  placement.Limits
 	poll    time.Duration
+	watch   time.Duration
 	marks   drainMarks
 	paused  atomic.Bool          // this node is told to lead nothing
 	onEnd   func(*placement.Job) // told of every job that has ended here; may be nil
 	wake    chan struct{}        // capacity 1: search for new jobs now
+	turned  chan struct{}        // capacity 1: the meta shard has another leader
 	ends    atomic.Uint64        // jobs that have ended here
 
 	mu struct {
@@ -53,7 +56,8 @@ type jobRunner struct {
 
 func newJobRunner(world jobWorld, dir *placement.Directory, c clock.Clock, log *slog.Logger, m *jobMetrics) *jobRunner {
 	r := &jobRunner{
-		world: world, dir: dir, clock: c, log: log, metrics: m, poll: jobPoll, wake: make(chan struct{}, 1),
+		world: world, dir: dir, clock: c, log: log, metrics: m, poll: jobPoll, watch: jobWatch,
+		wake: make(chan struct{}, 1), turned: make(chan struct{}, 1),
 	}
 	r.mu.tasks = make(map[placement.JobID]*jobTask)
 	return r
@@ -67,7 +71,7 @@ func (r *jobRunner) run(ctx context.Context) {
 		if term, ok := r.world.leads(); ok {
 			r.lead(ctx, term)
 		}
-		pause(ctx, clock.UntilAligned(r.poll))
+		pauseUnless(ctx, clock.UntilAligned(r.watch), r.turned)
 	}
 }
 
@@ -81,7 +85,7 @@ func (r *jobRunner) lead(ctx context.Context, term uint64) {
 	r.mu.Lock()
 	r.mu.since = r.clock.Boot()
 	r.mu.Unlock()
-	t := time.NewTimer(clock.UntilAligned(r.poll))
+	t := time.NewTimer(clock.UntilAligned(r.watch))
 	defer t.Stop()
 	var scanned time.Duration
 	scan := true
@@ -101,7 +105,8 @@ func (r *jobRunner) lead(ctx context.Context, term uint64) {
 		}
 		select {
 		case <-t.C:
-			t.Reset(clock.UntilAligned(r.poll))
+			t.Reset(clock.UntilAligned(r.watch))
+		case <-r.turned:
 		case <-r.wake:
 			scan = true
 		case <-ctx.Done():
@@ -137,12 +142,7 @@ func (r *jobRunner) adopt(ctx context.Context, wg *sync.WaitGroup, term uint64, 
 }
 
 // search makes the runner look for new jobs now.
-func (r *jobRunner) search() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
+func (r *jobRunner) search() { poke(r.wake) }
 
 // poke makes a job look at its record now.
 func (r *jobRunner) poke(id placement.JobID) {

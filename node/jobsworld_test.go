@@ -285,7 +285,7 @@ func (b *jobBench) runner(term uint64) (*jobRunner, *fakeWorld) {
 	w := &fakeWorld{fakeCluster: b.fakeCluster, term: term}
 	log := slog.New(slog.NewTextHandler(out, nil)).With("term", term)
 	r := newJobRunner(w, placement.NewDirectory(b.kv), clock.Process(), log, newJobMetrics(prometheus.NewRegistry()))
-	r.poll = time.Millisecond
+	r.poll, r.watch = time.Millisecond, time.Millisecond
 	r.limits = placement.Limits{Settle: 10 * time.Millisecond}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -49,10 +49,7 @@ type jobMover struct {
 }
 
 func (t *jobTask) poke() {
-	select {
-	case t.poked <- struct{}{}:
-	default:
-	}
+	poke(t.poked)
 }
 
 func (t *jobTask) show() { t.shown.Store(t.job.Clone()) }

@@ -80,12 +80,7 @@ func (m *member) peersLoop(ctx context.Context) {
 }
 
 // wakePeers has the list of peers looked up soon. It never blocks.
-func (m *member) wakePeers() {
-	select {
-	case m.peersWake <- struct{}{}:
-	default:
-	}
-}
+func (m *member) wakePeers() { poke(m.peersWake) }
 
 // Liveness implements AdminService.
 func (s *adminService) Liveness(context.Context, *pb.LivenessRequest) (*pb.LivenessResponse, error) {

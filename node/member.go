@@ -111,6 +111,7 @@ func (n *Node) boot() (*member, error) {
 		Compaction: shard.Compaction{
 			Factor: uint64(s.LogFactor), FloorBytes: uint64(s.LogFloorBytes),
 			ShardCapBytes: uint64(s.LogShardCapBytes), StoreCapBytes: uint64(s.LogStoreCapBytes),
+			SpareBytes: uint64(s.LogSpareBytes),
 		},
 		Split:   s.splitLimits(),
 		MayLead: m.mayLead, OnSplit: m.onSplit, OnMerge: m.onMerge, Merges: mergeAsker{m}, MergeTimeout: mergeTicks * s.Tick,
@@ -163,8 +164,12 @@ func (m *member) openStream(ctx context.Context, to base.StoreID) (router.FrameS
 
 // onLeader is told of leader changes by the store's workers.
 func (m *member) onLeader(s base.ShardID, leader base.StoreID, term uint64) {
-	if s == base.MetaShard && leader != 0 {
-		m.metaHint.Store(uint64(leader))
+	if s == base.MetaShard {
+		poke(m.driver.turned)
+		poke(m.jobs.turned)
+		if leader != 0 {
+			m.metaHint.Store(uint64(leader))
+		}
 	}
 	m.wakePeers()
 }

@@ -133,10 +133,7 @@ func (r *recoverer) begin(rec *engine.Recovery, shards []*pb.RecoverShard) {
 	r.mu.rec, r.mu.shards, r.mu.problems, r.mu.cancel = rec, shards, nil, false
 	r.mu.lives = make(map[base.ShardID][]placement.LifeEvent)
 	r.mu.Unlock()
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	poke(r.wake)
 }
 
 // advance moves the recovery to a stage, on every survivor, unless it is to be cancelled. It may be repeated.

@@ -77,10 +77,7 @@ const reportGap = 5 * time.Millisecond
 
 // wakeUp has the next report sent at once.
 func (r *reports) wakeUp() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	poke(r.wake)
 }
 
 // await waits for the next report to be due, or for news; false if ctx has ended.

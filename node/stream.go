@@ -336,10 +336,7 @@ func (st *opStream) push(f finished) {
 }
 
 func (st *opStream) signal() {
-	select {
-	case st.wake <- struct{}{}:
-	default:
-	}
+	poke(st.wake)
 }
 
 // answer is the answer loop. It returns when the stream is broken, or when everything is answered and either the other
@@ -392,10 +389,7 @@ func (st *opStream) take() bool {
 	a.batch, st.mu.done = st.mu.done, a.batch[:0]
 	if st.mu.direct > 0 {
 		st.mu.direct = 0
-		select {
-		case st.taken <- struct{}{}:
-		default:
-		}
+		poke(st.taken)
 	}
 	return len(a.batch) > 0
 }

@@ -105,10 +105,7 @@ func (v *verifier) add(run shard.VerifyRun) {
 		}
 		return
 	}
-	select {
-	case v.wake <- struct{}{}:
-	default:
-	}
+	poke(v.wake)
 }
 
 // expireLocked forgets results that nobody has asked for in time, and the oldest of too many.

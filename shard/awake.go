@@ -241,6 +241,7 @@ func (w *worker) tick(ticks int) {
 	clear(w.awake[len(keep):])
 	w.awake = keep
 	w.levelLogs()
+	w.levelSpare()
 	many := len(w.awake) >= w.manyAwake && w.store.cfg.HeartbeatTick > 1
 	for _, r := range w.awake {
 		if r.worker.rests && !w.looksAt(r) {

@@ -21,12 +21,19 @@ import (
 // The budget follows section 5.1.2 of the Raft thesis: a log is worth its place while catching up from it is cheaper
 // than a snapshot, so while it is at most Factor times as large as the shard; within a floor, a cap for the shard and
 // one for the store, which lowers the largest logs first.
+//
+// That is for a log that somebody needs. Where the leader knows that all members have it, and on followers, only as much is
+// kept as lets a new leader go on feeding whoever stopped together with the old one: SpareBytes of all logs that are
+// written to. So what is written again and again does not sink into the levels of the engine before it is deleted; with a
+// log of 1 GiB a store's compactions had twice as much to do (docs/decisions/0019). A leader keeps for a member that it
+// cannot reach what that one lacks, from the moment of its own election on.
 
 // Compaction says how much of the raft logs is kept, in bytes unless said otherwise.
 type Compaction struct {
 	FloorBytes    uint64 // every log may have so much: 1 MiB
 	ShardCapBytes uint64 // no log has more, whoever might need it: 64 MiB
 	StoreCapBytes uint64 // nor have all together: 1 GiB
+	SpareBytes    uint64 // of all logs that are written to together, if nobody is known to need more: 64 MiB
 	Factor        uint64 // log bytes per byte of the shard: 4. More feeds longer outages from the log
 	// PinTimeout is for how long a snapshot in flight keeps the log above its index: 10 min. A longer one is in vain if
 	// the log has gone on by then.
@@ -37,6 +44,7 @@ func (c Compaction) withDefaults() Compaction {
 	orElse(&c.FloorBytes, 1<<20)
 	orElse(&c.ShardCapBytes, 64<<20)
 	orElse(&c.StoreCapBytes, 1<<30)
+	orElse(&c.SpareBytes, 64<<20)
 	orElse(&c.Factor, 4)
 	orElse(&c.PinTimeout, 10*time.Minute)
 	return c
@@ -78,16 +86,28 @@ func (w *worker) compact(r *replica, ticks int) {
 func (w *worker) cut(r *replica) (first, to uint64, conf *raftpb.ConfState) {
 	rw, cfg := &r.worker, &w.store.cfg
 	bytes := rw.log.Bytes()
-	if bytes <= min(cfg.Compaction.FloorBytes, w.logLevel) {
+	if bytes <= min(cfg.Compaction.FloorBytes, w.logLevel, w.spareLevel) {
 		return 0, 0, nil
 	}
 	budget := w.budget(r)
+	if keep := min(budget, w.spareLevel); keep < budget && bytes > keep {
+		if first, to, conf = w.cutTo(r, keep, true); conf != nil {
+			return first, to, conf
+		}
+	}
 	if bytes <= budget {
 		return 0, 0, nil
 	}
+	return w.cutTo(r, budget, false)
+}
+
+// cutTo is cut for a log over its budget; spare: of what no member lacks only.
+func (w *worker) cutTo(r *replica, budget uint64, spare bool) (first, to uint64, conf *raftpb.ConfState) {
+	rw := &r.worker
+	bytes := rw.log.Bytes()
 	first, last := rw.log.Bounds()
 	to = last - min(last-first+1, entriesOf(budget/2, bytes, last-first+1)) // keep so many
-	limit := w.mayTruncate(r, first, last, bytes, budget)
+	limit := w.mayTruncate(r, first, last, bytes, budget, spare)
 	at, known := rw.history.at(to)
 	if !known && bytes > 2*budget {
 		// What was the configuration in the log of an earlier life is not known. It is where that ended.
@@ -133,8 +153,8 @@ func (w *worker) budget(r *replica) uint64 {
 	return min(max(cfg.FloorBytes, min(r.size.tables.Load(), cfg.ShardCapBytes)*cfg.Factor), cfg.ShardCapBytes, w.logLevel)
 }
 
-// mayTruncate returns the highest index that may go.
-func (w *worker) mayTruncate(r *replica, first, last, bytes, budget uint64) uint64 {
+// mayTruncate returns the highest index that may go; spare: if no member is to lack anything, reachable or not.
+func (w *worker) mayTruncate(r *replica, first, last, bytes, budget uint64, spare bool) uint64 {
 	rw := &r.worker
 	limit := min(r.applied.Load(), last) // published: its batch is in the engine's log before ours
 	if pin, ok := r.pinned(w.now); ok {
@@ -147,17 +167,21 @@ func (w *worker) mayTruncate(r *replica, first, last, bytes, budget uint64) uint
 		return min(limit, first-1) // nobody has been heard of yet
 	}
 	rw.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if base.ReplicaID(id) == r.id || !w.isActive(r, id, &pr) || pr.State == tracker.StateSnapshot {
+		if base.ReplicaID(id) == r.id || pr.State == tracker.StateSnapshot || !spare && !w.isActive(r, id, &pr) {
 			return
 		}
 		has := pr.Match
-		if pr.State == tracker.StateProbe {
+		switch {
+		case spare && has == 0: // not heard of since our election: it may lack anything
+			limit = min(limit, first-1)
+			return
+		case !spare && pr.State == tracker.StateProbe:
 			has = max(has, pr.Next-1) // what raft believes it to have; below Match it knows
 		}
 		if has+1 < first || has >= limit {
 			return
 		}
-		if entryBytes(last-has, bytes, last-first+1) <= budget {
+		if spare || entryBytes(last-has, bytes, last-first+1) <= budget {
 			limit = has
 		}
 	})
@@ -224,6 +248,31 @@ func (w *worker) levelLogs() {
 		}
 	}
 }
+
+// levelSpare finds how much a log may have of what nobody is known to need: with the others of this worker that are
+// awake, its part of what the store may. Those that sleep are left as they are: nobody writes to them.
+func (w *worker) levelSpare() {
+	cfg := &w.store.cfg.Compaction
+	if w.turns%spareTicks != 0 && w.spareLevel > 0 {
+		return
+	}
+	sizes, total := make([]uint64, 0, len(w.awake)), uint64(0)
+	for _, r := range w.awake {
+		sizes = append(sizes, r.logBytes())
+		total += r.logBytes()
+	}
+	w.spareLevel = cfg.ShardCapBytes
+	if limit := cfg.SpareBytes / uint64(len(w.store.workers)); total > limit {
+		w.spareLevel = max(level(sizes, limit), min(cfg.FloorBytes, leastSpare))
+	}
+}
+
+const (
+	// spareTicks is how many ticks lie between two looks of levelSpare.
+	spareTicks = 5
+	// leastSpare is what a log may have in any case: less is not worth a truncation.
+	leastSpare = 64 << 10
+)
 
 // level returns the highest size to which the larger ones must be cut so that all together stay within limit.
 func level(sizes []uint64, limit uint64) uint64 {

@@ -143,6 +143,85 @@ func TestAnActiveFollowerThatLagsIsFedFromTheLogWithinTheBudget(t *testing.T) {
 	c.checkLogs(7)
 }
 
+// roomy is a budget of which little may be spare.
+func roomy(cfg *Config) {
+	cfg.EntryBytes = 1
+	cfg.Compaction = Compaction{FloorBytes: 256 << 10, ShardCapBytes: 1 << 20, StoreCapBytes: 2 << 20, SpareBytes: 32 << 10}
+}
+
+// installs counts the snapshots that all stores have installed.
+func (c *cluster) installs() (n float64) {
+	c.each(func(t *testNode) { n += counted(c.t, t.store.metrics.installed) })
+	return n
+}
+
+func TestALogThatAllMembersHaveIsKeptShort(t *testing.T) {
+	c := newCluster(t, 3, roomy)
+	c.create(desc(7, "", "", 1, 2, 3))
+	c.settled()
+	for range 15 {
+		c.fill(7, 16<<10)
+		c.tick()
+	}
+	for range 2 * spareTicks {
+		c.tick()
+	}
+	c.each(func(n *testNode) {
+		if first, last, bytes := n.log(7); bytes > leastSpare {
+			t.Errorf("%s keeps %d bytes that nobody lacks, entries %d to %d", n.id, bytes, first, last)
+		}
+	})
+	c.checkLogs(7)
+}
+
+// Whoever leads, and whether it did before the member stopped or not, has what that one lacks, within the budget.
+func TestALogThatAStoppedMemberLacksIsKept(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		stop base.StoreID
+	}{{"follower", 3}, {"leader", 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			stop := c.stop
+			c := newCluster(t, 3, roomy)
+			c.create(desc(7, "", "", 1, 2, 3))
+			c.leads(7, 1)
+			c.settled()
+			for range 10 {
+				c.fill(7, 16<<10)
+				c.tick()
+			}
+			_, has, _ := c.nodes[stop].log(7)
+			c.stop(c.nodes[stop])
+			c.until("a leader", func() bool { n := c.leader(7); return n != nil && n.id != stop })
+			for range 11 {
+				c.fill(7, 16<<10)
+				c.settled()
+			}
+			lead := c.leader(7)
+			if first, _, bytes := lead.log(7); first > has+1 || bytes < 140<<10 {
+				t.Fatalf("the log of the leader starts at %d, %d bytes; %s had %d", first, bytes, stop, has)
+			}
+			before := c.installs()
+			c.start(c.nodes[stop])
+			c.put(7, "end", "x")
+			c.everywhere(7, "end", "x")
+			if n := c.installs() - before; n > 0 {
+				t.Fatalf("%g snapshots", n)
+			}
+			for range 5 {
+				c.fill(7, 1<<10)
+				c.settled()
+			}
+			c.each(func(n *testNode) {
+				if _, _, bytes := n.log(7); bytes > leastSpare {
+					t.Errorf("%s keeps %d bytes after all are back", n.id, bytes)
+				}
+			})
+			c.checkLogs(7)
+		})
+	}
+}
+
 func TestASnapshotInFlightPinsTheLogUntilItsTimeOut(t *testing.T) {
 	c := newCluster(t, 2, func(cfg *Config) {
 		small(cfg)

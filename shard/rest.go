@@ -13,7 +13,7 @@ const (
 	// restLook is how many ticks lie between two looks at a replica that rests.
 	restLook = 20
 	// restBeat is how many lie between two heartbeats of its leader; a multiple of restLook.
-	restBeat = 20
+	restBeat = 40
 )
 
 // turnOf numbers the ticks in such a way that those at which it is a multiple of something are spread over the shards.

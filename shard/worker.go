@@ -49,6 +49,7 @@ type worker struct {
 	// truncations collects those of a pass; logLevel is the budget that the store's cap leaves to a log.
 	truncations *engine.Batch
 	logLevel    uint64
+	spareLevel  uint64 // the same for what no member needs
 	logTotal    uint64 // bytes of the logs of replicas
 	// runOuts and wakes are the replicas that wait for their turn to be woken; fired is how many were, since the last tick.
 	runOuts     []*replica    // some may wait no more

@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
-	"runtime/metrics"
 	"sync"
 	"time"
 
@@ -54,27 +53,24 @@ func gcPercentFor(live uint64, slack int64, most int) int {
 	return min(most, max(int(float64(slack)/float64(live)*100), leastGCPercent))
 }
 
-// tuneCollector keeps GOGC in step with what is live, looking every interval, until the returned function is called.
-// Each change stops the program for some microseconds, so small ones are left out.
+// tuneCollector keeps GOGC in step with what is live, looking every interval, and has the collector rest while the process
+// does, until the returned function is called.
 func tuneCollector(most int, slack int64, interval time.Duration) (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 		tick := time.NewTimer(clock.UntilAligned(interval))
 		defer tick.Stop()
-		for set := most; ; {
+		c := newCollector(most, slack)
+		defer c.wake()
+		for {
 			select {
 			case <-done:
 				return
 			case <-tick.C:
 				tick.Reset(clock.UntilAligned(interval))
 			}
-			metrics.Read(sample)
-			if p := gcPercentFor(sample[0].Value.Uint64(), slack, most); p < set-set/8 || p > set+set/8 {
-				debug.SetGCPercent(p)
-				set = p
-			}
+			c.look()
 		}
 	})
 	return func() {

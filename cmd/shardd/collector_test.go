@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -46,3 +47,60 @@ func TestTheCollectorFollowsALargeHeap(t *testing.T) {
 	runtime.KeepAlive(large)
 	stop()
 }
+
+// rests reports whether GOGC is off.
+func rests() bool {
+	sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64() > math.MaxInt64
+}
+
+func TestTheCollectorRestsWithTheProcess(t *testing.T) {
+	before, limit := debug.SetGCPercent(400), debug.SetMemoryLimit(-1)
+	defer debug.SetGCPercent(before)
+	c := newCollector(400, 64<<20)
+	defer c.wake()
+	c.look() // all that was ever allocated counts as new
+	for range 10 {
+		if c.look(); rests() {
+			t.Fatal("it rests before what was left behind is collected")
+		}
+	}
+	runtime.GC()
+	if c.look(); !rests() {
+		t.Fatal("it does not rest")
+	}
+	if l := debug.SetMemoryLimit(-1); l >= limit {
+		t.Fatalf("nothing limits garbage while it rests: limit %d", l)
+	}
+
+	// Garbage beyond what the percentage allows starts a collection, and that ends the rest.
+	sample := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(sample)
+	old, piled := sample[0].Value.Uint64(), 0
+	for sample[0].Value.Uint64() == old {
+		garbage = make([]byte, 1<<20)
+		if piled++; piled > 1024 {
+			t.Fatal("1 GiB of garbage, and no collection")
+		}
+		metrics.Read(sample)
+	}
+	if c.look(); rests() || debug.SetMemoryLimit(-1) != limit {
+		t.Fatal("the rest did not end, or left its limit behind")
+	}
+	t.Logf("collected after %d MiB", piled)
+
+	runtime.GC()
+	c.look()
+	c.look()
+	runtime.GC()
+	if c.look(); !rests() {
+		t.Fatal("it does not rest again")
+	}
+	garbage = make([]byte, restBelow)
+	if c.look(); rests() {
+		t.Fatal("it rests while the process allocates")
+	}
+}
+
+var garbage []byte

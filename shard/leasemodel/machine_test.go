@@ -91,7 +91,7 @@ func (r *replica) applyEntry(e *raftpb.Entry) {
 	if !memberOf(&right.conf, r.id) || r.st.gone[shard] >= r.id {
 		return
 	}
-	if rr := r.st.add(shard, r.id, *right); r.leads != 0 {
+	if rr := r.st.add(shard, r.id, *right, birthTerm); r.leads != 0 {
 		w.in(0, r.st, rr.campaignAlone)
 	}
 }

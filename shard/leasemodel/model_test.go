@@ -4,6 +4,7 @@ import (
 	"math/rand"
 	randv2 "math/rand/v2"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,11 +42,19 @@ const (
 const enough = 2000
 
 // run is one run of a seed without some rules; with all of them the cluster has to recover as well.
-func run(seed int64, removed rule, trace bool) *world {
-	w := newWorld(seed, removed)
+func run(seed int64, removed rule, trace bool) (w *world) {
+	w = newWorld(seed, removed)
 	if trace {
 		w.trace = []string{}
 	}
+	defer func() {
+		if p := recover(); p != nil { // raft's, or the model's own
+			if removed != 0 {
+				panic(p)
+			}
+			w.breaks("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	w.until(faulty)
 	if w.breach == "" && removed == 0 {
 		w.heal()

@@ -18,7 +18,7 @@ const storesMax = 10
 func storeOf(id uint64) base.StoreID { return base.StoreID(id % storesMax) }
 
 // disk is what one replica has on disk. Its log and hard state change only at a sync; the state machine is written
-// unsynced, so a crash may find an older one.
+// unsynced, so a crash may find an older one, but for what was there when the log was synced last.
 type disk struct {
 	id    uint64
 	shard base.ShardID
@@ -49,13 +49,14 @@ const (
 	birthTerm  = 5
 )
 
-func newDisk(shard base.ShardID, id uint64, b machine) *disk {
-	d := &disk{id: id, shard: shard, log: raft.NewMemoryStorage(), saved: b}
+// newDisk is one with the state of a replica, and the term of the last entry in that.
+func newDisk(shard base.ShardID, id uint64, m machine, term uint64) *disk {
+	d := &disk{id: id, shard: shard, log: raft.NewMemoryStorage(), saved: m}
 	err := d.log.ApplySnapshot(raftpb.Snapshot{Metadata: raftpb.SnapshotMetadata{
-		Index: birthIndex, Term: birthTerm, ConfState: b.conf,
+		Index: m.applied, Term: term, ConfState: m.conf,
 	}})
 	if err == nil {
-		err = d.log.SetHardState(raftpb.HardState{Term: birthTerm, Commit: birthIndex})
+		err = d.log.SetHardState(raftpb.HardState{Term: term, Commit: m.applied})
 	}
 	if err != nil {
 		panic(err)
@@ -150,23 +151,39 @@ func (st *store) load(d *disk) *replica {
 	return r
 }
 
-// create makes a replica that a message asks for, unless something stands against it (I1, I3).
-func (st *store) create(shard base.ShardID, id uint64) *replica {
+// create makes a replica that a message asks for, unless something stands against it (I1, I3): with the state of its birth,
+// or where that covers what others have here by now, with the sender's, as by a snapshot.
+func (st *store) create(from base.StoreID, shard base.ShardID, id uint64) *replica {
 	b, ok := st.w.births[shard]
 	if !ok || st.gone[shard] >= id || storeOf(id) != st.id {
 		return nil
 	}
+	if st.free(&b) {
+		return st.add(shard, id, b, birthTerm)
+	}
+	if o := st.w.store(from).replica(shard); o != nil && memberOf(&o.m.conf, id) && st.free(&o.m) {
+		term, err := o.disk.log.Term(o.m.applied)
+		if err != nil {
+			panic(err)
+		}
+		return st.add(shard, id, o.m, term)
+	}
+	return nil // the split, or its own removal, is still to come here
+}
+
+// free reports whether no replica here covers any of a state's range.
+func (st *store) free(m *machine) bool {
 	for _, r := range st.replicas {
-		if r.m.lo < b.hi && b.lo < r.m.hi {
-			return nil // the split, or its own removal, is still to come here
+		if r.m.lo < m.hi && m.lo < r.m.hi {
+			return false
 		}
 	}
-	return st.add(shard, id, b)
+	return true
 }
 
 // add makes a new replica.
-func (st *store) add(shard base.ShardID, id uint64, b machine) *replica {
-	d := newDisk(shard, id, b)
+func (st *store) add(shard base.ShardID, id uint64, m machine, term uint64) *replica {
+	d := newDisk(shard, id, m, term)
 	st.disks = append(st.disks, d)
 	slices.SortFunc(st.disks, func(a, b *disk) int { return int(a.shard) - int(b.shard) })
 	st.w.logf("%s has a replica %s/%d", st, shard, id)
@@ -261,8 +278,9 @@ func (r *replica) ready() {
 	})
 }
 
-// persist is the sync of the Ready in flight.
+// persist is the sync of the Ready in flight, and of what was applied before: one write-ahead log orders both.
 func (r *replica) persist() {
+	r.disk.saved = r.m
 	if err := r.disk.log.Append(r.rd.Entries); err != nil {
 		panic(err)
 	}

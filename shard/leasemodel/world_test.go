@@ -307,7 +307,7 @@ func (st *store) receive(m *message) {
 	st.seen[m.from] = m.life
 	r := st.replica(m.shard)
 	if r == nil {
-		if r = st.create(m.shard, m.m.To); r == nil {
+		if r = st.create(m.from, m.shard, m.m.To); r == nil {
 			return
 		}
 	}

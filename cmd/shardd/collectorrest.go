@@ -1,0 +1,93 @@
+package main
+
+import (
+	"math"
+	"runtime/debug"
+	"runtime/metrics"
+)
+
+// Go collects every two minutes whether there is garbage or not, and with ten thousand sleeping shards that is a fifth of
+// what an idle node costs. It leaves that out only where GOGC is off. So while a process allocates next to nothing GOGC is off,
+// and a memory limit just above what is in use starts the collection that the percentage would have started: both hold
+// for the same amount of garbage. A collection that comes, or allocation in earnest, ends the rest.
+const (
+	// restBelow is how many bytes a process that rests allocates at most between two looks.
+	restBelow = 1 << 20
+	// restMost is after how many looks a rest ends in any case, for a collection of what little there is.
+	restMost = 3600
+)
+
+// collector is what is known of Go's, from one look to the next.
+type collector struct {
+	most  int
+	slack int64
+	set   int // GOGC; what it will be after a rest, during one
+
+	samples []metrics.Sample
+	allocs  uint64 // bytes, ever
+	cycles  uint64 // collections, ever
+	since   uint64 // cycles when the process became quiet
+	quiet   bool
+	rested  int   // looks since the collector rests; 0: it does not
+	limit   int64 // memory limit outside of a rest
+}
+
+func newCollector(most int, slack int64) *collector {
+	c := &collector{most: most, slack: slack, set: most}
+	for _, name := range []string{
+		"/gc/heap/live:bytes", "/gc/heap/allocs:bytes", "/gc/cycles/total:gc-cycles", "/gc/heap/goal:bytes",
+		"/memory/classes/heap/objects:bytes", "/memory/classes/total:bytes", "/memory/classes/heap/released:bytes",
+	} {
+		c.samples = append(c.samples, metrics.Sample{Name: name})
+	}
+	return c
+}
+
+// look sets what the collector goes by. Each change stops the program for some microseconds, so small ones are left out.
+func (c *collector) look() {
+	metrics.Read(c.samples)
+	at := func(i int) uint64 { return c.samples[i].Value.Uint64() }
+	live, allocs, cycles := at(0), at(1), at(2)
+	quiet := allocs-c.allocs < restBelow
+	if quiet && !c.quiet {
+		c.since = cycles
+	}
+	collected := cycles != c.cycles
+	c.allocs, c.cycles, c.quiet = allocs, cycles, quiet
+	switch {
+	case c.rested > 0 && (!quiet || collected || c.rested >= restMost):
+		c.wake()
+		c.since = cycles
+	case c.rested > 0:
+		c.rested++
+		return
+	}
+	if p := gcPercentFor(live, c.slack, c.most); p < c.set-c.set/8 || p > c.set+c.set/8 {
+		debug.SetGCPercent(p)
+		c.set = p
+	}
+	// What the busy time before has left behind goes first.
+	if quiet && cycles > c.since && c.most >= 0 {
+		goal, objects, used := at(3), at(4), at(5)-at(6)
+		if goal > objects && goal < math.MaxInt64/2 {
+			c.rest(int64(used + goal - objects))
+		}
+	}
+}
+
+// rest switches collections by percentage off, and on at a memory limit.
+func (c *collector) rest(limit int64) {
+	c.rested, c.limit = 1, debug.SetMemoryLimit(-1)
+	debug.SetMemoryLimit(min(limit, c.limit))
+	debug.SetGCPercent(-1)
+}
+
+// wake puts things back as they were before a rest.
+func (c *collector) wake() {
+	if c.rested == 0 {
+		return
+	}
+	c.rested = 0
+	debug.SetGCPercent(c.set)
+	debug.SetMemoryLimit(c.limit)
+}
