@@ -11,6 +11,7 @@ import (
 	pb "github.com/shardd/shardd/api/shardd/v1"
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
+	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/shard"
 )
 
@@ -44,7 +45,7 @@ func (m *member) orphanLoop(ctx context.Context) {
 	asked := make(map[base.ShardID]*orphanAsk)
 	for {
 		every := orphanPause * m.n.cfg.Settings.ReportInterval
-		pause(ctx, every/2+rand.N(every))
+		pause(ctx, clock.InStep(every/2+rand.N(every), every/8))
 		if ctx.Err() != nil {
 			return
 		}

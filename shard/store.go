@@ -134,35 +134,43 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 func (s *Store) tickLoop(ctx context.Context) {
-	n, step := 0, 1
 	timer := time.NewTimer(clock.UntilAligned(s.cfg.Tick))
 	defer timer.Stop()
+	var last time.Duration // when workers whose replicas all sleep had a tick
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.roused: // since the timer was set for a store that sleeps
-			step = 1
 			timer.Reset(clock.UntilAligned(s.cfg.Tick))
 			continue
 		case <-timer.C:
 		}
-		n += step
-		s.tick(n%idleRate < step)
-		if step = 1; s.idle() {
-			step = idleStep
+		now := s.clock.Boot()
+		turn := now-last >= idleRate*s.cfg.Tick-s.cfg.Tick/2
+		if turn {
+			last = now
 		}
-		timer.Reset(clock.UntilAligned(time.Duration(step) * s.cfg.Tick))
+		s.tick(turn)
+		step := s.cfg.Tick
+		if s.idle() {
+			step = s.idleStep()
+		}
+		timer.Reset(clock.UntilAligned(step))
 	}
 }
 
-const (
-	// idleRate is how many ticks there are to one that wakes a worker whose replicas all sleep.
-	idleRate = 10
-	// idleStep is how many ticks a store takes in one step while all of its replicas sleep: as many as lie between the
-	// beats of store liveness, so that both wake the process once. It divides idleRate.
-	idleStep = 2
-)
+// idleRate is how many ticks there are to one that wakes a worker whose replicas all sleep.
+const idleRate = 10
+
+// idleStep is the time between two ticks of a store all of whose replicas sleep: as much as lies between the beats of store
+// liveness, so that both wake the process once.
+func (s *Store) idleStep() time.Duration {
+	if s.live != nil && s.live.Interval() > s.cfg.Tick {
+		return s.live.Interval()
+	}
+	return 2 * s.cfg.Tick
+}
 
 // idle reports whether no worker has anything to tick.
 func (s *Store) idle() bool {

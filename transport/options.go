@@ -19,10 +19,13 @@ const (
 )
 
 const (
-	// The least that gRPC accepts on the dialling side. Peer links ping on their own, faster; the time-out also is
-	// TCP_USER_TIMEOUT: sent bytes that the other kernel does not acknowledge end the connection after it.
-	clientPing    = 10 * time.Second
-	serverPing    = 5 * time.Second
+	// The least that gRPC accepts on the dialling side. The time-out also is TCP_USER_TIMEOUT: sent bytes that the other
+	// kernel does not acknowledge end the connection after it.
+	clientPing = 10 * time.Second
+	// The accepting side only wants its memory back. Each timer of gRPC's wakes an idle process by itself.
+	serverPing = 30 * time.Second
+	// Peer links ping on their own, faster and in step with the process's other ticks.
+	linkPing      = time.Hour
 	pingTimeout   = 3 * time.Second
 	maxRedial     = time.Second
 	baseRedial    = 50 * time.Millisecond
@@ -63,9 +66,7 @@ func DialOptions() []grpc.DialOption {
 		grpc.WithWriteBufferSize(ioBuffer),
 		grpc.WithInitialWindowSize(streamWindow),
 		grpc.WithInitialConnWindowSize(connWindow),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{
-			Time: clientPing, Timeout: pingTimeout, PermitWithoutStream: true,
-		}),
+		keepaliveOf(clientPing),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
 				BaseDelay: baseRedial, Multiplier: redialFactor, Jitter: redialJitter, MaxDelay: maxRedial,
@@ -76,4 +77,11 @@ func DialOptions() []grpc.DialOption {
 		grpc.WithDisableRetry(),
 		grpc.WithNoProxy(), // a proxy for the web is not on the way to our own nodes
 	}
+}
+
+// keepaliveOf has a dialled connection ping after so long without a word.
+func keepaliveOf(silence time.Duration) grpc.DialOption {
+	return grpc.WithKeepaliveParams(keepalive.ClientParameters{
+		Time: silence, Timeout: pingTimeout, PermitWithoutStream: true,
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,7 +122,7 @@ func New(cfg Config) *Transport {
 	cfg = cfg.withDefaults()
 	t := &Transport{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), process: rand.Uint64(),
-		dial:    append(DialOptions(), cfg.DialOptions...),
+		dial:    slices.Concat(DialOptions(), []grpc.DialOption{keepaliveOf(linkPing)}, cfg.DialOptions),
 		reports: reports{wake: make(chan struct{}, 1)},
 		beats:   make(chan struct{}, 1),
 	}

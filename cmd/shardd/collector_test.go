@@ -60,19 +60,28 @@ func TestTheCollectorRestsWithTheProcess(t *testing.T) {
 	defer debug.SetGCPercent(before)
 	c := newCollector(400, 64<<20)
 	defer c.wake()
-	c.look() // all that was ever allocated counts as new
-	for range 10 {
-		if c.look(); rests() {
-			t.Fatal("it rests before what was left behind is collected")
+	idle := func() {
+		t.Helper()
+		runtime.GC()
+		for range restAfter + 1 {
+			if c.look(); rests() {
+				t.Fatal("it rests before a collection came by the time alone")
+			}
+		}
+		runtime.GC() // as Go does after two minutes
+		if c.look(); !rests() {
+			t.Fatal("it does not rest")
+		}
+		for range 10 {
+			if c.look(); !rests() {
+				t.Fatal("a process that does nothing ends its rest")
+			}
+		}
+		if l := debug.SetMemoryLimit(-1); l >= limit {
+			t.Fatalf("nothing limits garbage while it rests: limit %d", l)
 		}
 	}
-	runtime.GC()
-	if c.look(); !rests() {
-		t.Fatal("it does not rest")
-	}
-	if l := debug.SetMemoryLimit(-1); l >= limit {
-		t.Fatalf("nothing limits garbage while it rests: limit %d", l)
-	}
+	idle()
 
 	// Garbage beyond what the percentage allows starts a collection, and that ends the rest.
 	sample := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
@@ -90,16 +99,15 @@ func TestTheCollectorRestsWithTheProcess(t *testing.T) {
 	}
 	t.Logf("collected after %d MiB", piled)
 
-	runtime.GC()
-	c.look()
-	c.look()
-	runtime.GC()
-	if c.look(); !rests() {
-		t.Fatal("it does not rest again")
-	}
-	garbage = make([]byte, restBelow)
+	idle()
+	garbage = make([]byte, restBelow+1)
 	if c.look(); rests() {
 		t.Fatal("it rests while the process allocates")
+	}
+	idle()
+	c.rested = restMost
+	if c.look(); rests() {
+		t.Fatal("the rest has no end")
 	}
 }
 

@@ -6,13 +6,15 @@ import (
 	"runtime/metrics"
 )
 
-// Go collects every two minutes whether there is garbage or not, and with ten thousand sleeping shards that is a fifth of
-// what an idle node costs. It leaves that out only where GOGC is off. So while a process allocates next to nothing GOGC is off,
+// Go collects every two minutes whether there is garbage or not, and with ten thousand sleeping shards that is a good part of
+// what an idle node costs. It leaves that out only where GOGC is off. So once a collection was one of those, GOGC is off,
 // and a memory limit just above what is in use starts the collection that the percentage would have started: both hold
 // for the same amount of garbage. A collection that comes, or allocation in earnest, ends the rest.
 const (
+	// restAfter is how many looks lie between two collections of which the later one came by the time alone.
+	restAfter = 110
 	// restBelow is how many bytes a process that rests allocates at most between two looks.
-	restBelow = 1 << 20
+	restBelow = 16 << 20
 	// restMost is after how many looks a rest ends in any case, for a collection of what little there is.
 	restMost = 3600
 )
@@ -26,10 +28,9 @@ type collector struct {
 	samples []metrics.Sample
 	allocs  uint64 // bytes, ever
 	cycles  uint64 // collections, ever
-	since   uint64 // cycles when the process became quiet
-	quiet   bool
-	rested  int   // looks since the collector rests; 0: it does not
-	limit   int64 // memory limit outside of a rest
+	since   int    // looks since the last one
+	rested  int    // looks since the collector rests; 0: it does not
+	limit   int64  // memory limit outside of a rest
 }
 
 func newCollector(most int, slack int64) *collector {
@@ -48,30 +49,25 @@ func (c *collector) look() {
 	metrics.Read(c.samples)
 	at := func(i int) uint64 { return c.samples[i].Value.Uint64() }
 	live, allocs, cycles := at(0), at(1), at(2)
-	quiet := allocs-c.allocs < restBelow
-	if quiet && !c.quiet {
-		c.since = cycles
+	busy, collected, idle := allocs-c.allocs > restBelow, cycles != c.cycles, c.since >= restAfter
+	c.allocs, c.cycles = allocs, cycles
+	if c.since++; collected {
+		c.since = 0
 	}
-	collected := cycles != c.cycles
-	c.allocs, c.cycles, c.quiet = allocs, cycles, quiet
-	switch {
-	case c.rested > 0 && (!quiet || collected || c.rested >= restMost):
+	if c.rested > 0 {
+		if c.rested++; !busy && !collected && c.rested <= restMost {
+			return
+		}
 		c.wake()
-		c.since = cycles
-	case c.rested > 0:
-		c.rested++
-		return
+		idle = false
 	}
 	if p := gcPercentFor(live, c.slack, c.most); p < c.set-c.set/8 || p > c.set+c.set/8 {
 		debug.SetGCPercent(p)
 		c.set = p
 	}
-	// What the busy time before has left behind goes first.
-	if quiet && cycles > c.since && c.most >= 0 {
-		goal, objects, used := at(3), at(4), at(5)-at(6)
-		if goal > objects && goal < math.MaxInt64/2 {
-			c.rest(int64(used + goal - objects))
-		}
+	goal, objects, used := at(3), at(4), at(5)-at(6)
+	if collected && idle && !busy && c.most >= 0 && goal > objects && goal < math.MaxInt64/2 {
+		c.rest(int64(used + goal - objects))
 	}
 }
 

@@ -31,6 +31,15 @@ func NextAligned(d time.Duration) time.Duration {
 	return next
 }
 
+// InStep prolongs a pause to the next multiple of step since the machine began.
+func InStep(pause, step time.Duration) time.Duration {
+	past := (time.Since(began) + pause) % step
+	if past < 0 {
+		past += step
+	}
+	return pause + (step-past)%step
+}
+
 // Ticker calls f every d until ctx ends, at multiples of d since the machine began. What ticks in step wakes an idle process once
 // instead of once each; and waking is nearly all that an idle process costs.
 func Ticker(ctx context.Context, d time.Duration, f func()) {

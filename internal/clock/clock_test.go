@@ -74,6 +74,14 @@ func TestTheNextAlignedMomentIsAtMostOnePeriodAway(t *testing.T) {
 			}
 		}
 	}
+	for _, pause := range []time.Duration{0, 7 * time.Millisecond, time.Second} {
+		const step = time.Hour // far longer than what lies between the two looks
+		if p := InStep(pause, step); p < pause || p >= pause+step {
+			t.Errorf("a pause of %s became %s", pause, p)
+		} else if at := (System().Boot() + p) % step; at > time.Second && at < step-time.Second {
+			t.Errorf("a pause of %s ends %s past a multiple of %s", pause, at, step)
+		}
+	}
 	check()
 	synctest.Test(t, func(*testing.T) { check() }) // before the machine began
 }

@@ -16,7 +16,7 @@ import (
 const (
 	promise  = 800 * time.Millisecond // D
 	margin   = 0.05                   // bound on the ratio of the rates of any two clocks
-	beat     = 200 * time.Millisecond // between beats of stores
+	beat     = 250 * time.Millisecond // between beats of stores
 	interval = 100 * time.Millisecond // between ticks
 	election = 10                     // ElectionTick
 )

@@ -126,9 +126,9 @@ func (m *Monitor) checkLocked(p *peer, now time.Duration) {
 }
 
 const (
-	// checkPart is about how many groups a check asks at once: what one body holds. Of tens of thousands each check would be
-	// a good part of what an idle store costs.
-	checkPart = maxItems
+	// checkPart is about how many groups a check asks at once. All of tens of thousands in each check would be a good part of
+	// what an idle store costs.
+	checkPart = maxItems / 2
 	// checkParts is in how many checks all groups have had their turn, however many there are.
 	checkParts = 6
 )

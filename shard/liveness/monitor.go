@@ -33,7 +33,8 @@ type Config struct {
 	// Margin bounds the relative error between the rates of two stores' clocks, in [0, 1). It has no default, so that a
 	// test can leave it out; nodes take the setting clock-margin, 0.05.
 	Margin float64
-	// Interval is the time between beats; default a quarter of Promise.
+	// Interval is the time between beats; default a third of Promise, rounded down so that beats divide a second, or seconds
+	// divide them: a process that does other things each second wakes for both at once.
 	Interval time.Duration
 	// CheckInterval is the mean time between two checks of what Follows returns (V8); default 10 s, negative: none.
 	CheckInterval time.Duration
@@ -83,10 +84,7 @@ func (c *Config) Validate() error {
 
 func (c Config) withDefaults() Config {
 	if c.Interval <= 0 {
-		c.Interval = max(c.Promise/4, time.Millisecond)
-		if c.Promise == 0 {
-			c.Interval = time.Second
-		}
+		c.Interval = intervalOf(c.Promise)
 	}
 	if c.CheckInterval == 0 {
 		c.CheckInterval = 10 * time.Second
@@ -98,6 +96,17 @@ func (c Config) withDefaults() Config {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c
+}
+
+func intervalOf(promise time.Duration) time.Duration {
+	switch third := promise / 3; {
+	case promise == 0:
+		return time.Second
+	case third >= time.Second:
+		return third.Truncate(time.Second)
+	default:
+		return max(time.Second/((time.Second+third-1)/max(third, 1)), time.Millisecond)
+	}
 }
 
 // An epoch is the supporter's incarnation and a counter of its life.
@@ -215,6 +224,9 @@ func (m *Monitor) QuietUntil() time.Duration { return m.quiet }
 
 // Promise returns D, and so the longest time for which a promise of this life can bind.
 func (m *Monitor) Promise() time.Duration { return m.cfg.Promise }
+
+// Interval returns the time between two beats.
+func (m *Monitor) Interval() time.Duration { return m.cfg.Interval }
 
 // SetPeers says which stores share a group with us: they get a beat each interval and are asked for support. A store that
 // is left out keeps what it was promised; a store that beats to us is answered in any case.

@@ -117,8 +117,9 @@ func (p *peer) when(seq uint64) (time.Duration, bool) {
 
 // grantLocked promises support to a store that asks for it and shows that it hears us.
 func (m *Monitor) grantLocked(p *peer, b *body, now time.Duration) {
-	// V13. Half of D: in a one-way cut our promise ends at most that much later than what the store can count on.
-	if !p.hasHeard || now-p.heardUs > m.cfg.Promise/2 {
+	// V13. Two thirds of D, so that one body may be lost: in a one-way cut our promise ends at most that much later than what
+	// the store can count on.
+	if !p.hasHeard || now-p.heardUs > m.cfg.Promise*2/3 {
 		p.urgent = true // it needs a body of ours to show
 		return
 	}
