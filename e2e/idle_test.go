@@ -84,12 +84,13 @@ func TestFiguresOfIdleShards(t *testing.T) {
 	s := &idleRun{t: t, path: filepath.Join(dir, "scale.json"), watch: 3 * time.Second, after: 2 * time.Second, full: full}
 	f := &idleFigures{Command: figuresCommand(t), Machine: ycsb.DescribeMachine(), Shards: 300}
 	if full {
-		f.Shards, s.watch, s.after = 10_000, time.Minute, 15*time.Second
+		f.Shards, s.watch, s.after, s.rest = 10_000, time.Minute, 15*time.Second, 135*time.Second
 	}
 	readResult(t, s.path, f)
 	s.f = f
 	if f.Base == nil {
 		s.make(1)
+		s.settle(s.rest)
 		f.Base = s.use()
 		s.end()
 	}
@@ -118,7 +119,9 @@ type idleRun struct {
 	f            *idleFigures
 	path         string
 	full         bool
-	watch, after time.Duration
+	// For how long they are watched, after how long, and how long before that if they sleep: Go collects once more, two
+	// minutes after the last use.
+	watch, after, rest time.Duration
 	c            *harness.Cluster
 	shards       int
 }
@@ -163,7 +166,7 @@ func (s *idleRun) measure() {
 	f := s.f
 	s.untilAsleep()
 	if f.Asleep == nil {
-		s.settle()
+		s.settle(s.rest)
 		f.Asleep = s.use()
 		f.HeapPerReplica = (float64(f.Asleep.Heap) - float64(f.Base.Heap)) / float64(f.Shards-1)
 		f.LessMemTables = f.HeapPerReplica - (float64(f.Asleep.MemTables)-float64(f.Base.MemTables))/float64(f.Shards-1)
@@ -204,7 +207,7 @@ func (s *idleRun) useWith(flag string) *idleUse {
 		n.Args = args
 	}
 	s.c.WaitHealthy() // every shard has a leader
-	s.settle()
+	s.settle(0)
 	return s.use()
 }
 
@@ -222,9 +225,9 @@ func (s *idleRun) untilAsleep() {
 
 // settle waits for as long as it takes the last ones to fall asleep, and the nodes to tell each other. It is not a wait for
 // a condition.
-func (s *idleRun) settle() {
+func (s *idleRun) settle(more time.Duration) {
 	select {
-	case <-time.After(s.after):
+	case <-time.After(s.after + more):
 	case <-s.t.Context().Done():
 	}
 }
@@ -428,7 +431,7 @@ func (s *idleRun) lose() *lostNode {
 		}
 	}
 	l.RunOuts = (after.runOut - before.runOut) / float64(len(keys))
-	s.settle()
+	s.settle(0)
 	watch := s.watch
 	s.watch = min(watch, 30*time.Second)
 	l.Later = s.use()
