@@ -33,7 +33,8 @@ type failover struct {
 	Kill  gapsMS     `json:"kill_shards_led"`
 	Other gapsMS     `json:"kill_other_shards"`
 	// The leadership of one shard is handed to another node.
-	Transfer gapsMS `json:"transfer"`
+	Transfer  gapsMS    `json:"transfer"`
+	Transfers []float64 `json:"transfers_ms"` // in their order
 	// A node is stopped with SIGTERM, with its leaderships, and started again; all three in turn.
 	Restart gapsMS         `json:"graceful_restart"`
 	Errors  map[string]int `json:"errors"`
@@ -158,6 +159,9 @@ func TestFiguresOfFailover(t *testing.T) {
 			t.Logf("transfer of s%d: %v", s.GetShardId(), err)
 		} else {
 			moved = append(moved, inMS(w.take(t))[at])
+			if g := moved[len(moved)-1]; g > 200 {
+				t.Logf("transfer %d, of s%d from n%d to n%d, took %.0f ms", i, s.GetShardId(), s.GetLeader(), to.GetNodeId(), g)
+			}
 		}
 		cancel()
 	}
@@ -178,6 +182,7 @@ func TestFiguresOfFailover(t *testing.T) {
 			}
 		}
 	}
+	f.Transfers = slices.Clone(moved)
 	f.Idle, f.Transfer, f.Restart = sumGaps(idle), sumGaps(moved), sumGaps(restarted)
 	save()
 	t.Logf("idle %+v, shards led by a killed node %+v, others %+v, transfer %+v, graceful restart %+v, errors %v",

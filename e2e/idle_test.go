@@ -115,15 +115,15 @@ func TestFiguresOfIdleShards(t *testing.T) {
 
 // idleRun is a cluster under measurement.
 type idleRun struct {
-	t            *testing.T
-	f            *idleFigures
-	path         string
-	full         bool
+	t    *testing.T
+	f    *idleFigures
+	path string
+	full bool
 	// For how long they are watched, after how long, and how long before that if they sleep: Go collects once more, two
 	// minutes after the last use.
 	watch, after, rest time.Duration
-	c            *harness.Cluster
-	shards       int
+	c                  *harness.Cluster
+	shards             int
 }
 
 func (s *idleRun) key(i int) []byte { return fmt.Appendf(nil, "%06d", i) }
