@@ -33,7 +33,7 @@ type Compaction struct {
 	FloorBytes    uint64 // every log may have so much: 1 MiB
 	ShardCapBytes uint64 // no log has more, whoever might need it: 64 MiB
 	StoreCapBytes uint64 // nor have all together: 1 GiB
-	SpareBytes    uint64 // of all logs that are written to together, if nobody is known to need more: 64 MiB
+	SpareBytes    uint64 // of all logs that are written to together, if nobody is known to need more: 16 MiB
 	Factor        uint64 // log bytes per byte of the shard: 4. More feeds longer outages from the log
 	// PinTimeout is for how long a snapshot in flight keeps the log above its index: 10 min. A longer one is in vain if
 	// the log has gone on by then.
@@ -44,7 +44,7 @@ func (c Compaction) withDefaults() Compaction {
 	orElse(&c.FloorBytes, 1<<20)
 	orElse(&c.ShardCapBytes, 64<<20)
 	orElse(&c.StoreCapBytes, 1<<30)
-	orElse(&c.SpareBytes, 64<<20)
+	orElse(&c.SpareBytes, 16<<20)
 	orElse(&c.Factor, 4)
 	orElse(&c.PinTimeout, 10*time.Minute)
 	return c

@@ -178,9 +178,9 @@ func Table(c *Config) []*Setting {
 			"a follower, however large it is."},
 		{Name: "log-store-cap", Value: bytesVar(&c.LogStoreCapBytes, 1<<30), Doc: "Most Raft log of all shards together; " +
 			"past it the largest logs are cut first."},
-		{Name: "log-spare", Value: bytesVar(&c.LogSpareBytes, 64<<20), Doc: "Raft log of all shards that are written to " +
+		{Name: "log-spare", Value: bytesVar(&c.LogSpareBytes, 16<<20), Doc: "Raft log of all shards that are written to " +
 			"together that is kept though no follower is known to lack it: what a node that takes over a leadership can feed to one " +
-			"that stopped at the same time. More costs compactions: 64MiB live and die in a memtable."},
+			"that stopped with the old leader. More costs compactions: about so much lives and dies in a memtable."},
 
 		{Name: "disk-low", Value: bytesVar(&c.LowSpaceBytes, 0), Doc: "Free disk space below which leaders on the node " +
 			"refuse writes that add bytes, and no replica is moved to it. 0: 3% of the disk, within 512MiB and 8GiB."},
