@@ -66,6 +66,7 @@ func (d *driver) run(ctx context.Context) {
 			d.m.reports.enterTerm(term)
 			d.lead(ctx, term)
 			d.metrics.idle()
+			continue // it may lead again by now, and the word of that is taken
 		}
 		pauseUnless(ctx, clock.UntilAligned(driverPoll), d.turned)
 	}
@@ -93,7 +94,7 @@ func (d *driver) lead(ctx context.Context, term uint64) {
 		// Ticks are as far apart as rounds, give or take what a round takes.
 		if now := d.m.clock.Boot(); last == 0 || now-last >= interval-poll/2 {
 			w.round()
-			last = now
+			last = max(now, d.m.clock.Boot()-poll/4) // never one round behind the other without a pause
 		}
 		select {
 		case <-t.C:

@@ -70,6 +70,7 @@ func (r *jobRunner) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if term, ok := r.world.leads(); ok {
 			r.lead(ctx, term)
+			continue // it may lead again by now, and the word of that is taken
 		}
 		pauseUnless(ctx, clock.UntilAligned(r.watch), r.turned)
 	}
@@ -93,7 +94,7 @@ func (r *jobRunner) lead(ctx context.Context, term uint64) {
 		if !r.leadsAt(term) {
 			return
 		}
-		if now := r.clock.Boot(); scan || now-scanned >= jobRescan {
+		if now := r.clock.Boot(); scan || now-scanned >= jobRescan-r.watch/2 {
 			jobs, err := r.dir.RunningJobs(ctx)
 			if err != nil && ctx.Err() == nil {
 				r.log.Warn("cannot load jobs", "err", err)

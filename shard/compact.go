@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -23,8 +24,8 @@ import (
 // one for the store, which lowers the largest logs first.
 //
 // That is for a log that somebody needs. Where the leader knows that all members have it, and on followers, only as much is
-// kept as lets a new leader go on feeding whoever stopped together with the old one: SpareBytes of all logs that are
-// written to. So what is written again and again does not sink into the levels of the engine before it is deleted; with a
+// kept as lets a new leader go on feeding whoever was a little behind, or stopped together with the old one: SpareBytes of
+// all logs that are written to, and on followers what was applied within the last election timeout. So what is written again and again does not sink into the levels of the engine before it is deleted; with a
 // log of 1 GiB a store's compactions had twice as much to do (docs/decisions/0019). A leader keeps for a member that it
 // cannot reach what that one lacks, from the moment of its own election on.
 
@@ -53,13 +54,17 @@ func (c Compaction) withDefaults() Compaction {
 // compaction is what a replica's worker knows for its next decision.
 type compaction struct {
 	term    uint64 // of the leadership that settled counts for
-	settled int    // ticks since it began
+	settled int32  // ticks since it began
+	aged    int32  // ticks since recent
+	// What was applied one to two election timeouts ago, and at most one ago.
+	old, recent uint64
 }
 
 // compact truncates the replica's log if it is over its budget. The caller has no Ready of the group in flight.
 func (w *worker) compact(r *replica, ticks int) {
 	rw := &r.worker
 	rw.compaction.follow(rw.leads, rw.term, ticks)
+	rw.compaction.age(r.applied.Load(), ticks, w.store.cfg.ElectionTick)
 	first, to, at := w.cut(r)
 	if at == nil {
 		return
@@ -157,24 +162,34 @@ func (w *worker) budget(r *replica) uint64 {
 func (w *worker) mayTruncate(r *replica, first, last, bytes, budget uint64, spare bool) uint64 {
 	rw := &r.worker
 	limit := min(r.applied.Load(), last) // published: its batch is in the engine's log before ours
-	if pin, ok := r.pinned(w.now); ok {
+	now := w.now
+	if spare {
+		now = 0 // a snapshot in flight is some member's need, however long it takes
+	}
+	if pin, ok := r.pinned(now); ok {
 		limit = min(limit, pin)
 	}
-	if !rw.leads {
+	switch {
+	case !rw.leads && spare:
+		return min(limit, rw.compaction.old) // others may be a little behind, and it may have to lead them
+	case !rw.leads:
 		return limit
-	}
-	if rw.compaction.settled <= w.store.cfg.ElectionTick {
+	case rw.compaction.settled <= int32(w.store.cfg.ElectionTick):
 		return min(limit, first-1) // nobody has been heard of yet
 	}
 	rw.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if base.ReplicaID(id) == r.id || pr.State == tracker.StateSnapshot || !spare && !w.isActive(r, id, &pr) {
+		if base.ReplicaID(id) == r.id || !spare && (pr.State == tracker.StateSnapshot || !w.isActive(r, id, &pr)) {
 			return
 		}
 		has := pr.Match
 		switch {
+		case spare && pr.State == tracker.StateSnapshot:
+			has = max(has, pr.PendingSnapshot)
 		case spare && has == 0: // not heard of since our election: it may lack anything
 			limit = min(limit, first-1)
 			return
+		case spare && pr.State == tracker.StateProbe && has+1 < first && pr.Next >= first:
+			has = pr.Next - 1 // its snapshot has been installed, its answer is on its way
 		case !spare && pr.State == tracker.StateProbe:
 			has = max(has, pr.Next-1) // what raft believes it to have; below Match it knows
 		}
@@ -217,7 +232,14 @@ func (c *compaction) follow(leads bool, term uint64, ticks int) {
 	if !leads || c.term != term {
 		c.term, c.settled = term, 0
 	}
-	c.settled += ticks
+	c.settled = int32(min(int(c.settled)+ticks, math.MaxInt32/2))
+}
+
+// age follows what is applied, at a distance.
+func (c *compaction) age(applied uint64, ticks, period int) {
+	if c.aged += int32(ticks); int(c.aged) >= period {
+		c.aged, c.old, c.recent = 0, c.recent, applied
+	}
 }
 
 // levelLogs finds the budget that the store's cap leaves to the largest logs, and wakes those that sleep on more than that

@@ -163,7 +163,14 @@ func TestALogThatAllMembersHaveIsKeptShort(t *testing.T) {
 		c.fill(7, 16<<10)
 		c.tick()
 	}
-	for range 2 * spareTicks {
+	// What was written a moment ago a follower keeps, for one that is a little behind.
+	c.each(func(n *testNode) {
+		r := n.store.lookup(7)
+		if first, last, _ := n.log(7); !r.lead.Load().leads && (first > r.worker.compaction.old+1 || last-first < 2*32) {
+			t.Errorf("%s keeps entries %d to %d only", n.id, first, last)
+		}
+	})
+	for range 3 * c.nodes[1].store.cfg.ElectionTick {
 		c.tick()
 	}
 	c.each(func(n *testNode) {
@@ -193,12 +200,12 @@ func TestALogThatAStoppedMemberLacksIsKept(t *testing.T) {
 			_, has, _ := c.nodes[stop].log(7)
 			c.stop(c.nodes[stop])
 			c.until("a leader", func() bool { n := c.leader(7); return n != nil && n.id != stop })
-			for range 11 {
+			for range 8 {
 				c.fill(7, 16<<10)
 				c.settled()
 			}
 			lead := c.leader(7)
-			if first, _, bytes := lead.log(7); first > has+1 || bytes < 140<<10 {
+			if first, _, bytes := lead.log(7); first > has+1 || bytes < 120<<10 {
 				t.Fatalf("the log of the leader starts at %d, %d bytes; %s had %d", first, bytes, stop, has)
 			}
 			before := c.installs()

@@ -136,7 +136,7 @@ func (s *Store) Run(ctx context.Context) error {
 func (s *Store) tickLoop(ctx context.Context) {
 	timer := time.NewTimer(clock.UntilAligned(s.cfg.Tick))
 	defer timer.Stop()
-	var last time.Duration // when workers whose replicas all sleep had a tick
+	var last time.Time // when workers whose replicas all sleep had a tick; by the clock of the timers
 	for {
 		select {
 		case <-ctx.Done():
@@ -146,8 +146,8 @@ func (s *Store) tickLoop(ctx context.Context) {
 			continue
 		case <-timer.C:
 		}
-		now := s.clock.Boot()
-		turn := now-last >= idleRate*s.cfg.Tick-s.cfg.Tick/2
+		now := time.Now()
+		turn := now.Sub(last) >= idleRate*s.cfg.Tick-s.cfg.Tick/2
 		if turn {
 			last = now
 		}
@@ -167,7 +167,7 @@ const idleRate = 10
 // liveness, so that both wake the process once.
 func (s *Store) idleStep() time.Duration {
 	if s.live != nil && s.live.Interval() > s.cfg.Tick {
-		return s.live.Interval()
+		return min(s.live.Interval(), idleRate*s.cfg.Tick)
 	}
 	return 2 * s.cfg.Tick
 }

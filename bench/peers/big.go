@@ -41,6 +41,7 @@ type bigState struct {
 	Records int64     `json:"records"`
 	Loaded  int64     `json:"loaded"`
 	Seconds float64   `json:"load_seconds"`
+	Waited  float64   `json:"load_waited_seconds"` // for compactions, between parts; not in Seconds
 	Load    engineUse `json:"load"`
 	Note    string    `json:"note,omitempty"`
 }
@@ -235,11 +236,16 @@ func (st *bigState) load(ctx context.Context, s *system, work string, p ycsb.Pro
 		if _, err := ycsb.Load(ctx, ycsb.Config{DB: newBatches(db, s.shardd, splits), Name: "load", Properties: p}); err != nil {
 			return fmt.Errorf("load: %w", err)
 		}
+		took := time.Since(began)
+		waited, err := s.compacted(ctx, loadDepth)
+		if err != nil {
+			return err
+		}
 		after, err := s.engines(ctx)
 		if err != nil {
 			return err
 		}
-		st.Loaded, st.Seconds = st.Loaded+n, st.Seconds+time.Since(began).Seconds()
+		st.Loaded, st.Seconds, st.Waited = st.Loaded+n, st.Seconds+took.Seconds(), st.Waited+waited.Seconds()
 		st.Load = st.Load.plus(after.minus(before))
 		fmt.Printf("loaded %d of %d records, %.0f a second\n", st.Loaded, st.Records, float64(st.Loaded)/st.Seconds)
 		if err := writeJSON(filepath.Join(work, "state.json"), st); err != nil {
@@ -247,6 +253,33 @@ func (st *bigState) load(ctx context.Context, s *system, work string, p ycsb.Pro
 		}
 	}
 	return nil
+}
+
+// loadDepth is how many sublevels of L0 a load may leave to compactions before it goes on: nothing else slows it down, and
+// once they are a hundred behind they do not catch up under it.
+const loadDepth = 16
+
+// compacted waits until no node's L0 is deeper.
+func (s *system) compacted(ctx context.Context, depth float64) (time.Duration, error) {
+	began := time.Now()
+	for {
+		deepest := 0.0
+		for _, addr := range s.http {
+			d, err := metricAt(ctx, addr, "shardd_engine_l0_sublevels")
+			if err != nil {
+				return 0, err
+			}
+			deepest = max(deepest, d)
+		}
+		if deepest <= depth {
+			return time.Since(began), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 func (f *bigFile) measure(ctx context.Context, s *system, workload string, cfg bigConfig) error {
@@ -383,8 +416,8 @@ func bigTable(all []*bigFile) string {
 		fmt.Fprintf(&b, " %s.", st.Note)
 	}
 	loaded := 3 * float64(st.Records) * recordBytes
-	fmt.Fprintf(&b, " Loaded in batches in %.0f s with a write amplification of %.1f (log %.1f, flushes %.1f, compactions %.1f) and %.0f write "+
-		"stalls of %.1f s together.\n\n", st.Seconds, (st.Load.WAL+st.Load.Flushed+st.Load.Compacted)/loaded, st.Load.WAL/loaded,
+	fmt.Fprintf(&b, " Loaded in batches in %.0f s, and %.0f of waiting until L0 was no deeper than %d sublevels, with a write amplification of %.1f (log %.1f, flushes %.1f, compactions %.1f) and %.0f write "+
+		"stalls of %.1f s together.\n\n", st.Seconds, st.Waited, loadDepth, (st.Load.WAL+st.Load.Flushed+st.Load.Compacted)/loaded, st.Load.WAL/loaded,
 		st.Load.Flushed/loaded, st.Load.Compacted/loaded, st.Load.Stalls, st.Load.Stalled)
 	b.WriteString("| workload | minutes | ops/s | least in a second | longest seconds without an operation | p99 | write amplification " +
 		"(log, flushes, compactions) | write stalls (s) | server CPU us/op | memory MiB | disk GiB | errors |\n")

@@ -135,9 +135,9 @@ func Table(c *Config) []*Setting {
 			"others, and idle shards sleep. A node without leases neither asks for support nor gives any: leaders elsewhere " +
 			"then need the other nodes' for theirs. The same on all nodes."},
 		{Name: "sleep", Value: boolVar(&c.Sleep, true), Doc: "Let idle shards sleep: they send nothing and cost no time. " +
-			"Off: they stay awake, and their leaders send a heartbeat every 20 ticks. Without leases no shard sleeps."},
+			"Off: they stay awake, and their leaders send a heartbeat every 40 ticks. Without leases no shard sleeps."},
 		{Name: "lease-support", Value: durationVar(&c.LeaseSupport, 800*time.Millisecond), Doc: "For how long a node promises " +
-			"another one not to elect new leaders in place of those there; renewed four times as often. Shorter: shards of " +
+			"another one not to elect new leaders in place of those there; renewed three times as often. Shorter: shards of " +
 			"a dead node move on sooner, and a pause of a live one costs it its leases sooner. A started node stays out of " +
 			"elections for as long as it promised before. The same on all nodes; where it differs, the lower one of two " +
 			"nodes holds between them."},

@@ -78,6 +78,7 @@ type replica struct {
 	inflight bool // a Ready is not advanced yet
 	synced   bool
 	rd       raft.Ready
+	atSync   machine // what the sync in flight makes durable besides
 	held     []raftpb.Message
 	visiting bool
 
@@ -269,6 +270,7 @@ func (r *replica) ready() {
 		r.finish()
 		return
 	}
+	r.atSync = r.m
 	w.in(w.between(r.st.syncLag/4, r.st.syncLag), r.st, func() {
 		if r.destroyed {
 			return
@@ -280,7 +282,9 @@ func (r *replica) ready() {
 
 // persist is the sync of the Ready in flight, and of what was applied before: one write-ahead log orders both.
 func (r *replica) persist() {
-	r.disk.saved = r.m
+	if r.atSync.applied > r.disk.saved.applied {
+		r.disk.saved = r.atSync
+	}
 	if err := r.disk.log.Append(r.rd.Entries); err != nil {
 		panic(err)
 	}

@@ -23,7 +23,7 @@
 //
 // # Small print
 //
-// A supports only a store that has heard it: the request must name a body of A's that A sent within the last two thirds of D. A
+// A supports only a store that has heard it: the request must name a body of A's that A sent within the last three quarters of D. A
 // restarted A keeps the promises of its previous life by keeping quiet until QuietUntil. The time granted is the lower of
 // what B asks for and A's own setting, and B takes the greater of both margins: different settings on two nodes cost
 // time, not safety.

@@ -38,6 +38,9 @@ func (m *Monitor) takeLocked(from base.StoreID, incarnation uint64, b *body, now
 	case b.seq <= p.seq:
 		return dropOld
 	}
+	if p.seq != 0 && b.seq > p.seq+1 {
+		p.urgent = true // it lost a body, and so most of the time that its support has left
+	}
 	p.seq, p.heardAt, p.asks = b.seq, now, b.asks
 	if b.to == m.cfg.Incarnation { // else it speaks of bodies that an earlier life of ours has sent
 		m.heardLocked(p, b, now)
@@ -117,9 +120,9 @@ func (p *peer) when(seq uint64) (time.Duration, bool) {
 
 // grantLocked promises support to a store that asks for it and shows that it hears us.
 func (m *Monitor) grantLocked(p *peer, b *body, now time.Duration) {
-	// V13. Two thirds of D, so that one body may be lost: in a one-way cut our promise ends at most that much later than what
-	// the store can count on.
-	if !p.hasHeard || now-p.heardUs > m.cfg.Promise*2/3 {
+	// V13. Three quarters of D, so that one body may be lost: in a one-way cut our promise ends at most that much later than
+	// what the store can count on.
+	if !p.hasHeard || now-p.heardUs > m.cfg.Promise*3/4 {
 		p.urgent = true // it needs a body of ours to show
 		return
 	}
