@@ -33,8 +33,8 @@ type Config struct {
 	// Margin bounds the relative error between the rates of two stores' clocks, in [0, 1). It has no default, so that a
 	// test can leave it out; nodes take the setting clock-margin, 0.05.
 	Margin float64
-	// Interval is the time between beats; default a third of Promise, rounded down so that beats divide a second, or seconds
-	// divide them: a process that does other things each second wakes for both at once.
+	// Interval is the time between beats; default a little less than a third of Promise, so that beats divide a second, or
+	// seconds divide them: a process that does other things each second wakes for both at once.
 	Interval time.Duration
 	// CheckInterval is the mean time between two checks of what Follows returns (V8); default 10 s, negative: none.
 	CheckInterval time.Duration
@@ -98,14 +98,16 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// intervalOf leaves room for one lost body: an answer comes with the beat after the request, the one after that must come
+// before the support of a request two beats earlier is over, less the margin.
 func intervalOf(promise time.Duration) time.Duration {
-	switch third := promise / 3; {
+	switch most := promise * 5 / 16; {
 	case promise == 0:
 		return time.Second
-	case third >= time.Second:
-		return third.Truncate(time.Second)
+	case most >= time.Second:
+		return most.Truncate(time.Second)
 	default:
-		return max(time.Second/((time.Second+third-1)/max(third, 1)), time.Millisecond)
+		return max(time.Second/((time.Second+most-1)/max(most, 1)), time.Millisecond)
 	}
 }
 

@@ -119,6 +119,39 @@ func TestAShortPauseOfTheHolderKeepsTheEpoch(t *testing.T) {
 	}
 }
 
+// With beats as far apart as by default, and in step as on one machine, one body that is lost, whichever it is, ends no support
+// on either side, while a round trip takes some milliseconds.
+func TestOneLostBodyEndsNoSupport(t *testing.T) {
+	for _, promise := range []time.Duration{600 * ms, 800 * ms, time.Second, 3 * time.Second} {
+		lost := 0
+		for phase := time.Duration(0); phase < promise; phase += 3 * ms {
+			w := newWorld(t, uint64(phase)+1, 2, func(c *Config) { c.Promise, c.Interval = promise, 0 })
+			w.net.minDelay, w.net.maxDelay = 1*ms, 4*ms
+			inStep := func() {
+				for _, s := range w.stores {
+					every := s.mon.Interval()
+					s.mon.mu.slack = every / slackShare
+					s.nextTick = min(s.nextTick, w.now.Truncate(every)+every)
+				}
+			}
+			w.run(3*promise+phase, inStep)
+			sent := w.store(1).sent
+			w.cut[[2]base.StoreID{1, 2}] = true
+			w.run(3*ms, inStep)
+			w.cut[[2]base.StoreID{1, 2}] = false
+			lost += w.store(1).sent - sent
+			w.run(3*promise, inStep, func() {
+				if !t.Failed() && !(w.counts(1, 2) && w.counts(2, 1)) {
+					t.Errorf("promise of %s, a body lost after %s: support has lapsed at %s", promise, 3*promise+phase, w.now)
+				}
+			})
+		}
+		if lost == 0 {
+			t.Errorf("promise of %s: nothing was lost", promise)
+		}
+	}
+}
+
 func TestARestartOfEitherStoreEndsSupport(t *testing.T) {
 	w := settled(t, 2, nil)
 	a, b := w.store(1), w.store(2)
