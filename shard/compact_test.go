@@ -229,6 +229,39 @@ func TestALogThatAStoppedMemberLacksIsKept(t *testing.T) {
 	}
 }
 
+// What follows on a snapshot is kept until its receiver has said that it has it, also when the sender knows that before.
+func TestTheLogBehindAnInstalledSnapshotIsKept(t *testing.T) {
+	c := newCluster(t, 3, roomy)
+	c.create(desc(7, "", "", 1, 2, 3))
+	c.leads(7, 1)
+	c.fill(7, 4<<10)
+	c.everywhere(7, "k0", strings.Repeat("v", 450))
+	lead, late := c.nodes[1], c.nodes[3]
+	_, has, _ := late.log(7)
+	c.stop(late)
+	for first := uint64(0); first <= has+1; first, _, _ = lead.log(7) {
+		c.fill(7, 32<<10)
+		c.settled()
+	}
+	c.start(late)
+	late.filter(func(m *wire.RaftMessage) bool { return m.Msg.Type != raftpb.MsgAppResp || m.Msg.Reject })
+	c.until("a snapshot", func() bool { return counted(t, late.store.metrics.installed) > 0 })
+	applied := late.store.lookup(7).applied.Load()
+	for range 6 {
+		c.fill(7, 16<<10)
+		c.settled()
+	}
+	if first, last, bytes := lead.log(7); first > applied+1 || bytes < 90<<10 {
+		t.Fatalf("the log of the leader holds %d to %d, %d bytes; the snapshot ends at %d", first, last, bytes, applied)
+	}
+	late.filter(nil)
+	c.put(7, "end", "x")
+	c.everywhere(7, "end", "x")
+	if n := counted(t, late.store.metrics.installed); n != 1 {
+		t.Fatalf("%g snapshots", n)
+	}
+}
+
 func TestASnapshotInFlightPinsTheLogUntilItsTimeOut(t *testing.T) {
 	c := newCluster(t, 2, func(cfg *Config) {
 		small(cfg)
