@@ -25,9 +25,10 @@ import (
 //
 // That is for a log that somebody needs. Where the leader knows that all members have it, and on followers, only as much is
 // kept as lets a new leader go on feeding whoever was a little behind, or stopped together with the old one: SpareBytes of
-// all logs that are written to, and on followers what was applied within the last election timeout. So what is written again and again does not sink into the levels of the engine before it is deleted; with a
-// log of 1 GiB a store's compactions had twice as much to do (docs/decisions/0019). A leader keeps for a member that it
-// cannot reach what that one lacks, from the moment of its own election on.
+// all logs that are written to, and on followers what was applied within the last election timeout. So what is written and
+// deleted again does not sink into the levels of the engine in between; with a log of 1 GiB a store's compactions were
+// more than twice as far behind (docs/decisions/0019). A leader keeps for a member that it cannot reach what that one
+// lacks, from the moment of its own election on.
 
 // Compaction says how much of the raft logs is kept, in bytes unless said otherwise.
 type Compaction struct {

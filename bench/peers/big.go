@@ -27,6 +27,7 @@ type bigConfig struct {
 	Dir      string        `json:"-"`
 	Work     string        `json:"-"`
 	Clean    bool          `json:"-"`
+	Report   bool          `json:"-"`
 	GiB      float64       `json:"gib"`
 	Shards   int           `json:"shards"`
 	Clients  int           `json:"clients"`
@@ -88,6 +89,7 @@ func bigCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&cfg.Dir, "dir", "docs/results/big", "where results are kept")
 	f.StringVar(&cfg.Work, "work", filepath.Join(os.TempDir(), "shardd-big"), "where the nodes' data is, kept for the next run")
+	f.BoolVar(&cfg.Report, "report", false, "measure nothing: only show what is there")
 	f.BoolVar(&cfg.Clean, "clean", false, "remove the data of --work when all is measured")
 	f.Float64Var(&cfg.GiB, "gib", 10, "data in GiB, once: the disk needs 3.75 times as much and 13 more, or as much is taken as fits")
 	f.IntVar(&cfg.Shards, "shards", 64, "shards at the start")
@@ -98,6 +100,9 @@ func bigCommand() *cobra.Command {
 }
 
 func runBig(ctx context.Context, cfg bigConfig) error {
+	if cfg.Report {
+		return reportBig(cfg.Dir)
+	}
 	for _, dir := range []string{cfg.Dir, cfg.Work} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
