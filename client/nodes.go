@@ -71,6 +71,18 @@ func (n *nodes) conn(addr string) (*grpc.ClientConn, error) {
 	return cc, nil
 }
 
+// redial replaces a connection that gRPC found broken. It would fail every call with what it knows until it has tried again,
+// in its own time; the Mux has its own pace, and wants to know what is true now.
+func (n *nodes) redial(addr string, old *grpc.ClientConn) (*grpc.ClientConn, error) {
+	n.mu.Lock()
+	if n.mu.conns[addr] == old {
+		delete(n.mu.conns, addr)
+	}
+	n.mu.Unlock()
+	_ = old.Close() // nothing is under way on it
+	return n.conn(addr)
+}
+
 // open is the Mux's router.OpenFunc.
 func (n *nodes) open(ctx context.Context, to base.StoreID) (router.FrameStream, error) {
 	n.mu.Lock()
@@ -84,7 +96,9 @@ func (n *nodes) open(ctx context.Context, to base.StoreID) (router.FrameStream, 
 		return nil, err
 	}
 	if cc.GetState() == connectivity.TransientFailure {
-		cc.ResetConnectBackoff() // the Mux has its own pace
+		if cc, err = n.redial(addr, cc); err != nil {
+			return nil, err
+		}
 	}
 	s, err := transport.OpenBatch(ctx, cc, transport.ClassClient)
 	if err != nil {

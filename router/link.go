@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/wire"
 )
@@ -23,10 +21,10 @@ import (
 // An operation is queued, then sent, then answered. It becomes sent under the lock in which its frame is taken for a
 // stream that is then open, before any byte can leave: whatever breaks later, "not sent" is never claimed wrongly.
 type link struct {
-	mux  *Mux
-	to   base.StoreID
-	wake chan struct{} // capacity 1
-	redo *backoff.ExponentialBackOff
+	mux    *Mux
+	to     base.StoreID
+	wake   chan struct{} // capacity 1
+	redial redial        // the sender's
 
 	mu struct {
 		sync.Mutex
@@ -40,6 +38,7 @@ type link struct {
 		free      []uint32
 		down      error // why the last open failed; operations before downUntil fail with it at once
 		downUntil time.Time
+		wanted    time.Time // when an operation was last refused or failed for that
 		silent    time.Time // when the first frame since the last answer was sent; zero if none was
 		probed    time.Time // when the probe that is under way was queued; zero if none is
 	}
@@ -136,7 +135,7 @@ func (l *link) refuseLocked(size int) error {
 	switch {
 	case l.mu.closed:
 		return errMuxClosed
-	case l.mu.down != nil && time.Now().Before(l.mu.downUntil):
+	case l.shunnedLocked():
 		return l.mu.down
 	case l.mu.bytes > 0 && l.mu.bytes+size > l.mux.cfg.QueueBytes:
 		return fmt.Errorf("%d bytes wait for %s: %w: %w", l.mu.bytes, l.to, ErrQueueFull, ErrNotSent)
@@ -224,17 +223,17 @@ func (l *link) takeBack(req uint64) bool {
 func (l *link) run() {
 	defer l.mux.wg.Done()
 	defer l.shut()
-	l.redo = &backoff.ExponentialBackOff{
-		InitialInterval: l.mux.cfg.RedialMin, MaxInterval: l.mux.cfg.RedialMax, Multiplier: 2, RandomizationFactor: 0.3,
-	}
-	l.redo.Reset()
+	l.redial.init(&l.mux.cfg)
+	defer l.redial.timer.Stop()
 	for {
 		select {
 		case <-l.wake:
+			runtime.Gosched() // those who are about to send join this frame
+		case <-l.redial.timer.C:
+			l.tryAgain()
 		case <-l.mux.ctx.Done():
 			return
 		}
-		runtime.Gosched() // those who are about to send join this frame
 		for l.poll() {
 		}
 	}
@@ -289,7 +288,7 @@ func (l *link) ensure() (*stream, error) {
 		l.mux.metrics.failed.Inc()
 		return nil, fmt.Errorf("open a stream to %s: %w: %w", l.to, err, ErrNotSent)
 	}
-	l.redo.Reset()
+	l.redial.succeeded()
 	s = &stream{FrameStream: fs, cancel: cancel, ended: make(chan struct{})}
 	l.mu.Lock()
 	l.mu.stream, l.mu.down = s, nil
@@ -353,10 +352,11 @@ func (l *link) compactLocked(frames [][]byte) (out [][]byte) {
 // failQueued ends what waits for a stream that could not be opened.
 func (l *link) failQueued(err error) {
 	l.mu.Lock()
-	l.mu.down, l.mu.downUntil = err, time.Now().Add(l.redo.NextBackOff())
+	l.mu.wanted = time.Now()
 	l.mu.frames, l.mu.bytes, l.mu.cancelled = nil, 0, 0
 	dones := l.collectLocked(slotQueued)
 	l.mu.Unlock()
+	l.shun(err)
 	for _, done := range dones {
 		done(wire.Answer{}, err)
 	}

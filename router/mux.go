@@ -37,8 +37,9 @@ type MuxConfig struct {
 	QueueBytes int
 	// OpenTimeout bounds the opening of a stream. Default 3 s.
 	OpenTimeout time.Duration
-	// RedialMin and RedialMax bound the pause after a stream could not be opened, which doubles and is jittered; within it
-	// operations fail at once with ErrNotSent. Defaults 20 ms and 1 s.
+	// RedialMin and RedialMax bound the pause after a stream could not be opened, which doubles and is jittered; until one
+	// is open operations fail at once with ErrNotSent. Once no operation has asked for the node for ten seconds the next one
+	// tries by itself. Defaults 20 and 250 ms.
 	RedialMin, RedialMax time.Duration
 	// SilenceTimeout is how long a node may send nothing, with operations in flight, before it is probed, and again how
 	// long the probe may take before new operations are refused with ErrNotSent. Default 1 s.
@@ -67,7 +68,7 @@ func (c MuxConfig) withDefaults() MuxConfig {
 		c.RedialMin = 20 * time.Millisecond
 	}
 	if c.RedialMax <= 0 {
-		c.RedialMax = time.Second
+		c.RedialMax = 250 * time.Millisecond
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
