@@ -140,7 +140,13 @@ func (e *Engine) DiskStats() (freeBytes, usedBytes uint64) {
 		freeBytes = free
 	}
 	if m := e.pebbleMetrics(); m != nil {
-		usedBytes = m.DiskSpaceUsage()
+		usedBytes = diskUsed(m)
 	}
 	return freeBytes, usedBytes
+}
+
+// diskUsed returns the bytes of all files of a store. Pebble's own sum counts the files of separated values from its
+// start on (2.1): it leaves out those that it opened with, and goes below zero as they go.
+func diskUsed(m *pebble.Metrics) uint64 {
+	return m.DiskSpaceUsage() - m.BlobFiles.Local.LiveSize + m.BlobFiles.LiveSize
 }

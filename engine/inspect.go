@@ -149,7 +149,7 @@ func (in *inspector) run() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.closeDB(e.db)) }()
-	in.out.UsedBytes = e.db.Metrics().DiskSpaceUsage()
+	in.out.UsedBytes = diskUsed(e.db.Metrics())
 	if err := e.checkBlobs(fs); err != nil {
 		in.problem(0, "%v", err)
 	}

@@ -149,7 +149,7 @@ func newCollector(e *Engine) *collector {
 			g("blob_bytes", "Bytes of separated values.", G,
 				func(m *M) float64 { return float64(m.BlobFiles.LiveSize) }),
 			g("disk_used_bytes", "Bytes of all files of the store.", G,
-				func(m *M) float64 { return float64(m.DiskSpaceUsage()) }),
+				func(m *M) float64 { return float64(diskUsed(m)) }),
 			g("tombstones", "Deleted keys not yet compacted away.", G,
 				func(m *M) float64 { return float64(m.Keys.TombstoneCount) }),
 			g("open_table_iterators", "Open iterators over tables.", G,

@@ -297,3 +297,47 @@ func TestAFullDiskEndsTheStoreAndItStartsAgainWithTheReserveFreed(t *testing.T) 
 	}
 	commit(t, e, true, func(b *Batch) { b.Delete(userKey(1)) })
 }
+
+// What a store uses does not change by its being opened again, and what it gave back is never counted below zero.
+func TestDiskStatsCountSeparatedValuesOfEarlierLives(t *testing.T) {
+	const rows, size = 100, 10_000
+	rng, _ := seeded(t)
+	value := make([]byte, size) // that does not compress
+	fs := NewMemFS()
+	o := testOptions(t, fs)
+	e := mustOpen(t, o)
+	commit(t, e, false, func(b *Batch) {
+		for i := range rows {
+			for j := range value {
+				value[j] = byte(rng.Uint32())
+			}
+			b.Put(userKey(i), ValueHeader{Version: 1}, value)
+		}
+	})
+	if err := e.db.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if len(filesWith(t, fs, ".blob")) == 0 {
+		t.Fatal("no values were separated")
+	}
+	mustClose(t, e)
+	e = mustOpen(t, o)
+	defer mustClose(t, e)
+	_, before := e.DiskStats()
+	if before < rows*size || before > 3*rows*size {
+		t.Errorf("%d bytes used when opened again", before)
+	}
+	commit(t, e, false, func(b *Batch) {
+		for i := range rows {
+			b.Delete(userKey(i))
+		}
+	})
+	if err := e.db.Compact(t.Context(), userKey(0), userKey(rows), false); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the files of values to go", func() bool { return len(filesWith(t, fs, ".blob")) == 0 })
+	waitFor(t, "their bytes to be given back", func() bool {
+		_, left := e.DiskStats()
+		return left < rows*size/2
+	})
+}
