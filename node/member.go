@@ -128,7 +128,7 @@ func (n *Node) boot() (*member, error) {
 	}
 	m.transport = transport.New(transport.Config{
 		Cluster: id.Cluster, Store: id.Store, Incarnation: inc, Address: n.addr, Handler: m.store, Peers: m.book,
-		HeartbeatInterval: s.Tick, Logger: log, Registerer: n.reg, Fenced: m.fenced,
+		HeartbeatWindow: s.Tick / 10, Logger: log, Registerer: n.reg, Fenced: m.fenced,
 	})
 	late.to = m.transport
 	m.mux = router.NewMux(m.openStream, router.MuxConfig{Buffer: transport.GetBuffer, Logger: log, Registerer: n.reg})

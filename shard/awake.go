@@ -201,6 +201,17 @@ func (w *worker) mayRestLeading(r *replica, st *raft.BasicStatus) bool {
 	return !behind
 }
 
+// probes reports whether a leader sends a follower on a store nothing until that has answered a heartbeat: raft does not
+// know that it is back.
+func (w *worker) probes(r *replica, store base.StoreID) (probes bool) {
+	r.worker.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if rid := base.ReplicaID(id); rid != r.id && r.storeOf(rid) == store {
+			probes = probes || pr.State == tracker.StateProbe
+		}
+	})
+	return probes
+}
+
 // logIsLong reports whether the log is over its budget, which only ticks look after.
 func (w *worker) logIsLong(r *replica) bool {
 	bytes := r.worker.log.Bytes()

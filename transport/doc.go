@@ -8,7 +8,7 @@
 //
 //	Send ──┬─ bulk lane ──── queue ── goroutine ── connection ── /shardd.v1.Peer/Bulk      MsgApp, MsgAppResp
 //	       └─ control lane ─ queue ── goroutine ── connection ── /shardd.v1.Peer/Control   votes, TimeoutNow, heartbeats
-//	             ├ heartbeats without context wait for the next HeartbeatInterval: one compact frame for all groups
+//	             ├ heartbeats without context wait for the next HeartbeatWindow: one compact frame for all groups
 //	SendLiveness ┴ one body waits at most, the latest; it leaves at once, before all else
 //
 // A heartbeat therefore never waits behind appends, and a dead peer costs its own two goroutines only. The goroutine of

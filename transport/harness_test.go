@@ -185,7 +185,7 @@ func start(t testing.TB, b *book, id base.StoreID, addr string, edit func(*Confi
 	s := &store{t: t, id: id, addr: lis.Addr().String(), rec: newRecorder(), fenced: make(chan error, 100)}
 	cfg := Config{
 		Cluster: testCluster, Store: id, Incarnation: 1, Address: s.addr, Handler: s.rec, Peers: b,
-		HeartbeatInterval: 5 * time.Millisecond, Registerer: prometheus.NewRegistry(),
+		HeartbeatWindow: 5 * time.Millisecond, Registerer: prometheus.NewRegistry(),
 		Fenced: func(err error) { s.fenced <- err },
 	}
 	if edit != nil {

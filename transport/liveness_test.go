@@ -68,7 +68,7 @@ func TestLivenessComesWithTheIncarnationOfTheHandshake(t *testing.T) {
 
 func TestLivenessLeavesAtOnceAndDoesNotWaitForTheHeartbeatTick(t *testing.T) {
 	b := newBook()
-	one, two := start(t, b, 1, "", func(c *Config) { c.HeartbeatInterval = time.Hour }), start(t, b, 2, "", nil)
+	one, two := start(t, b, 1, "", func(c *Config) { c.HeartbeatWindow = time.Hour }), start(t, b, 2, "", nil)
 	one.tr.Send(2, []wire.RaftMessage{beatMsg(1)})
 	one.tr.SendLiveness(2, []byte("now"))
 	two.rec.until(t, "the body", func() bool { return len(two.rec.live) > 0 })
@@ -177,7 +177,7 @@ func TestNothingOfAnEarlierIncarnationIsSteppedOnceALaterOneIsAdmitted(t *testin
 // A store whose shards all sleep makes no heartbeats: nothing wakes it to look for some.
 func TestHeartbeatsWakeTheTransportOnlyIfThereAreAny(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tr := New(Config{HeartbeatInterval: 100 * time.Millisecond})
+		tr := New(Config{HeartbeatWindow: 100 * time.Millisecond})
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { tr.beatLoop(ctx) })

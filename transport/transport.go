@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/shardd/shardd/internal/base"
-	"github.com/shardd/shardd/internal/clock"
 	"github.com/shardd/shardd/internal/wire"
 )
 
@@ -50,8 +49,9 @@ type Config struct {
 	Handler     Handler
 	Peers       Peers
 
-	// HeartbeatInterval is how long heartbeats wait to be sent together; default 100 ms, the raft tick.
-	HeartbeatInterval time.Duration
+	// HeartbeatWindow is how long a heartbeat, or the answer to one, waits for others to be sent in one frame; default 10 ms,
+	// a tenth of the raft tick. A follower that lacks something gets it only once it has answered one.
+	HeartbeatWindow time.Duration
 	// PingInterval is how often a silent link is probed; a link is given up after three unanswered probes (five on the
 	// bulk lane). Default 1 s.
 	PingInterval time.Duration
@@ -80,8 +80,8 @@ func (c Config) withDefaults() Config {
 	set(&c.QueueBytes, 64<<20)
 	set(&c.ControlQueueBytes, 8<<20)
 	set(&c.CompressMin, 8<<10)
-	if c.HeartbeatInterval <= 0 {
-		c.HeartbeatInterval = 100 * time.Millisecond
+	if c.HeartbeatWindow <= 0 {
+		c.HeartbeatWindow = 10 * time.Millisecond
 	}
 	if c.PingInterval <= 0 {
 		c.PingInterval = time.Second
@@ -251,7 +251,7 @@ func (t *Transport) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// beatLoop sends heartbeats, in step with the process's other ticks. Where none are made it sleeps.
+// beatLoop sends the heartbeats that are made within a window of the first one. Where none are made it sleeps.
 func (t *Transport) beatLoop(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
@@ -261,7 +261,7 @@ func (t *Transport) beatLoop(ctx context.Context) {
 			return
 		case <-t.beats:
 		}
-		timer.Reset(clock.UntilAligned(t.cfg.HeartbeatInterval))
+		timer.Reset(t.cfg.HeartbeatWindow)
 		select {
 		case <-ctx.Done():
 			timer.Stop()

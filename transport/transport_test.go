@@ -158,7 +158,7 @@ func TestLostAppendIsReportedOncePerLoss(t *testing.T) {
 
 func TestHeartbeatsOfAThousandGroupsAreOneFramePerTick(t *testing.T) {
 	b := newBook()
-	one := start(t, b, 1, "", func(c *Config) { c.HeartbeatInterval = time.Hour })
+	one := start(t, b, 1, "", func(c *Config) { c.HeartbeatWindow = time.Hour })
 	two, three := start(t, b, 2, "", nil), start(t, b, 3, "", nil)
 	sendUntil(t, one, two, voteMsg(1)) // both links are up
 	sendUntil(t, one, three, voteMsg(1))
