@@ -123,7 +123,7 @@ func (p *pacer) next(act action, a *wire.Answer, cfg *Config) time.Duration {
 	}
 	if p.exp == nil {
 		p.exp = &backoff.ExponentialBackOff{
-			InitialInterval: cfg.BackoffMin, MaxInterval: cfg.BackoffMax, Multiplier: 2, RandomizationFactor: 0.5,
+			InitialInterval: cfg.BackoffMin, MaxInterval: cfg.BackoffMax, Multiplier: 1.5, RandomizationFactor: 0.5,
 		}
 		p.exp.Reset()
 	}
