@@ -144,7 +144,7 @@ func TestFirstRepairIsTriedAtOnceAndTheRestBacksOff(t *testing.T) {
 			if g := s.gap(i); g < base/2 || g > base*3/2 {
 				t.Errorf("pause %d is %s, want %s and jitter", i, g, base)
 			}
-			base *= 2
+			base = base * 3 / 2
 		}
 	})
 }

@@ -57,7 +57,7 @@ type Config struct {
 	ReadTimeout time.Duration
 	// LookupTimeout bounds one question to the Directory. Default 3 s.
 	LookupTimeout time.Duration
-	// BackoffMin and BackoffMax bound the pause between attempts, which doubles and is jittered. Defaults 5 and 250 ms:
+	// BackoffMin and BackoffMax bound the pause between attempts, which grows by half and is jittered. Defaults 5 and 250 ms:
 	// an election takes a second or two, and the pause adds at most its own length to the outage.
 	BackoffMin, BackoffMax time.Duration
 	// Near ranks nodes for reads that any replica may serve: the higher, the nearer. It must be quick. nil: all are alike.
