@@ -79,7 +79,7 @@ func (n *nodes) redial(addr string, old *grpc.ClientConn) (*grpc.ClientConn, err
 		delete(n.mu.conns, addr)
 	}
 	n.mu.Unlock()
-	_ = old.Close() // nothing is under way on it
+	_ = old.Close() // at most a look-up is under way on it, which asks the next node then
 	return n.conn(addr)
 }
 
@@ -95,7 +95,8 @@ func (n *nodes) open(ctx context.Context, to base.StoreID) (router.FrameStream, 
 	if err != nil {
 		return nil, err
 	}
-	if cc.GetState() == connectivity.TransientFailure {
+	// Shutdown: another link to the same address has replaced it since.
+	if st := cc.GetState(); st == connectivity.TransientFailure || st == connectivity.Shutdown {
 		if cc, err = n.redial(addr, cc); err != nil {
 			return nil, err
 		}

@@ -146,7 +146,8 @@ func (e *Engine) DiskStats() (freeBytes, usedBytes uint64) {
 }
 
 // diskUsed returns the bytes of all files of a store. Pebble's own sum counts the files of separated values from its
-// start on (2.1): it leaves out those that it opened with, and goes below zero as they go.
+// start on (2.1): it leaves out those that it opened with, and goes below zero as they go. Files of values that only an
+// iterator still needs are in neither.
 func diskUsed(m *pebble.Metrics) uint64 {
 	return m.DiskSpaceUsage() - m.BlobFiles.Local.LiveSize + m.BlobFiles.LiveSize
 }

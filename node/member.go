@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/connectivity"
+
 	"github.com/shardd/shardd/engine"
 	"github.com/shardd/shardd/internal/base"
 	"github.com/shardd/shardd/internal/clock"
@@ -158,6 +160,9 @@ func (m *member) openStream(ctx context.Context, to base.StoreID) (router.FrameS
 	cc, err := m.n.conns.to(addr)
 	if err != nil {
 		return nil, err
+	}
+	if cc.GetState() == connectivity.TransientFailure {
+		cc.ResetConnectBackoff() // for the try after this one: the Mux has its own pace
 	}
 	return transport.OpenBatch(ctx, cc, transport.ClassNode)
 }

@@ -273,6 +273,9 @@ func (l *link) idle() bool {
 func (l *link) ensure() (*stream, error) {
 	l.mu.Lock()
 	s := l.mu.stream
+	if s == nil {
+		l.busyLocked(0)
+	}
 	l.mu.Unlock()
 	if s != nil {
 		return s, nil
@@ -353,10 +356,10 @@ func (l *link) compactLocked(frames [][]byte) (out [][]byte) {
 func (l *link) failQueued(err error) {
 	l.mu.Lock()
 	l.mu.wanted = time.Now()
+	l.shunLocked(err)
 	l.mu.frames, l.mu.bytes, l.mu.cancelled = nil, 0, 0
 	dones := l.collectLocked(slotQueued)
 	l.mu.Unlock()
-	l.shun(err)
 	for _, done := range dones {
 		done(wire.Answer{}, err)
 	}

@@ -607,7 +607,7 @@ func TestMuxFindsANodeThatIsBackBeforeAnyoneAsks(t *testing.T) {
 	})
 }
 
-// A host that swallows what is sent to it costs the operation that first asks for it OpenTimeout, and later ones nothing.
+// A host that swallows what is sent to it costs those that come while it is first tried OpenTimeout, and later ones nothing.
 func TestMuxRefusesAtOnceWhileANodeIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMux(func(ctx context.Context, _ base.StoreID) (FrameStream, error) {

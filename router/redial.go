@@ -29,33 +29,32 @@ func (r *redial) succeeded() {
 	r.timer.Stop()
 }
 
-// shun has operations fail for a while, because the node cannot be reached, and has it tried again after that.
-func (l *link) shun(err error) {
+// shunLocked has operations fail for a while, because the node cannot be reached, and has it tried again after that. Until
+// that has been done operations go on failing: a host that swallows what is sent to it costs none of them OpenTimeout.
+func (l *link) shunLocked(err error) {
 	now := time.Now()
 	pause := l.redial.pause.NextBackOff()
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.mu.down, l.mu.downUntil = err, now.Add(pause)
 	if now.Sub(l.mu.wanted) < wantedFor {
 		l.redial.timer.Reset(pause)
+		l.busyLocked(pause)
+	}
+}
+
+// busyLocked has operations fail while the node, which could not be reached, is tried again after a pause.
+func (l *link) busyLocked(pause time.Duration) {
+	if l.mu.down != nil {
+		l.mu.downUntil = time.Now().Add(pause + 2*l.mux.cfg.OpenTimeout)
 	}
 }
 
 // tryAgain opens a stream ahead of the operations that will need it: a node that comes back is given leaderships at once,
-// and whoever is the first to follow one there would find it still shunned. Until then operations are refused: a host that
-// swallows what is sent to it costs none of them OpenTimeout.
+// and whoever is the first to follow one there would find it still shunned.
 func (l *link) tryAgain() {
-	l.mu.Lock()
-	needless := l.mu.down == nil || len(l.mu.frames) > 0 // poll opens for what is queued
-	if !needless {
-		l.mu.downUntil = time.Now().Add(2 * l.mux.cfg.OpenTimeout)
-	}
-	l.mu.Unlock()
-	if needless {
-		return
-	}
 	if _, err := l.ensure(); err != nil {
-		l.shun(err)
+		l.mu.Lock()
+		l.shunLocked(err)
+		l.mu.Unlock()
 	}
 }
 

@@ -201,15 +201,25 @@ func (w *worker) mayRestLeading(r *replica, st *raft.BasicStatus) bool {
 	return !behind
 }
 
-// probes reports whether a leader sends a follower on a store nothing until that has answered a heartbeat: raft does not
-// know that it is back.
-func (w *worker) probes(r *replica, store base.StoreID) (probes bool) {
-	r.worker.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if rid := base.ReplicaID(id); rid != r.id && r.storeOf(rid) == store {
-			probes = probes || pr.State == tracker.StateProbe
+// greet sends the followers on a store that has begun to support this one a heartbeat ahead of its time: raft sends one that
+// it has lost nothing before that has answered one. It is what raft would send.
+func (w *worker) greet(r *replica, store base.StoreID) {
+	if r.worker.still {
+		return
+	}
+	rn := r.worker.rn
+	st := rn.BasicStatus()
+	if st.RaftState != raft.StateLeader {
+		return
+	}
+	rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if rid := base.ReplicaID(id); rid == r.id || r.storeOf(rid) != store {
+			return
 		}
+		w.send(r, &raftpb.Message{
+			Type: raftpb.MsgHeartbeat, From: uint64(r.id), To: id, Term: st.Term, Commit: min(pr.Match, st.Commit),
+		})
 	})
-	return probes
 }
 
 // logIsLong reports whether the log is over its budget, which only ticks look after.

@@ -193,7 +193,11 @@ func (w *worker) takeEvents(events []liveEvent) {
 			})
 		default:
 			w.each(func(r *replica) {
-				if e.kind == rouse || r.worker.leads && r.livesOn(e.store) {
+				switch {
+				case e.kind != rouse && (!r.worker.leads || !r.livesOn(e.store)):
+				case e.kind == storeSupports && r.worker.awake && !r.worker.rests:
+					w.greet(r, e.store)
+				default:
 					w.queueWake(r, e.store)
 				}
 			})

@@ -121,11 +121,11 @@ func (w *worker) endRunOut(r *replica) {
 }
 
 // queueWake has a replica that sleeps, or rests, wake up, if there still is reason when it is its turn: because of a follower on a
-// store, or in any case, which is 0. A leader that is awake gives a follower there that it has lost a heartbeat then.
+// store, or in any case, which is 0.
 func (w *worker) queueWake(r *replica, store base.StoreID) {
 	rw := &r.worker
 	switch {
-	case rw.awake && !rw.rests && (store == 0 || !rw.leads):
+	case rw.awake && !rw.rests:
 	case !rw.waking:
 		rw.waking, rw.wakeFor = true, store
 		w.wakes = append(w.wakes, r)
@@ -285,10 +285,8 @@ func (r *replica) turn(n int) int { return int(uint64(r.shard) * 0x9e3779b97f4a7
 func (w *worker) mustWake(r *replica, store base.StoreID) bool {
 	rw := &r.worker
 	switch {
-	case rw.disposed || rw.rn == nil:
+	case rw.disposed || rw.rn == nil || rw.awake && !rw.rests:
 		return false
-	case rw.awake && !rw.rests:
-		return store != 0 && rw.leads && w.probes(r, store)
 	case store == 0:
 		return true
 	case !rw.leads:

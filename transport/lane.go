@@ -65,7 +65,7 @@ type lane struct {
 		sync.Mutex
 		queue   []*outgoing
 		spare   []*outgoing // the sender's last batch, for its array
-		beats   *outgoing   // heartbeats of this interval; control only
+		beats   *outgoing   // heartbeats of this window; control only
 		live    []byte      // the latest liveness body that has not left; control only
 		bytes   int         // queued and being sent
 		down    bool        // in back-off
@@ -226,7 +226,7 @@ func (l *lane) lostLocked(g group) {
 	l.t.reports.add(g)
 }
 
-// flushBeats queues the heartbeats of the interval as one frame.
+// flushBeats queues the heartbeats of the window as one frame.
 func (l *lane) flushBeats() {
 	l.mu.Lock()
 	f := l.mu.beats
