@@ -58,7 +58,7 @@ func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
 	l := &Log{e: e, shard: st.Shard}
 	l.ring.cache = &e.cache
 	first := st.Truncated.Index + 1
-	last, term, err := e.lastEntry(st.Shard, first)
+	last, term, counted, err := e.lastEntry(st.Shard, first)
 	if err != nil {
 		return nil, classify(e.opts.Dir, fmt.Errorf("open log of %s: %w", name, err))
 	}
@@ -82,37 +82,51 @@ func (e *Engine) OpenLog(st ReplicaState) (*Log, error) {
 	w.initial = &initialState{hard, st.Applied.Conf}
 	w.truncTerm, w.lastTerm = st.Truncated.Term, term
 	if last >= first {
-		est, err := e.db.EstimateDiskUsage(logKey(st.Shard, first), logKey(st.Shard, last+1))
-		if err != nil {
-			return nil, classify(e.opts.Dir, fmt.Errorf("size of the log of %s: %w", name, readError(err)))
+		if counted == 0 {
+			counted, err = e.db.EstimateDiskUsage(logKey(st.Shard, first), logKey(st.Shard, last+1))
+			if err != nil {
+				return nil, classify(e.opts.Dir, fmt.Errorf("size of the log of %s: %w", name, readError(err)))
+			}
 		}
-		w.oldBytes = max(est, (last-first+1)*entryHeaderLen)
+		w.oldBytes = max(counted, (last-first+1)*entryHeaderLen)
 		l.bytes.Store(w.oldBytes)
 	}
 	return l, nil
 }
 
-// lastEntry finds the last log entry at or above first by a reverse seek; 0 if there is none.
-func (e *Engine) lastEntry(shard base.ShardID, first uint64) (index, term uint64, err error) {
+// countedEntries is up to how many entries a log's bytes are counted one by one when it is opened. Pebble's estimate reads
+// and decodes the properties of every table that the log lies in, once for each log.
+const countedEntries = 32
+
+// lastEntry finds the last log entry at or above first by a reverse seek; 0 if there is none. bytes is the size of all that
+// there are, 0 if they are too many to be counted.
+func (e *Engine) lastEntry(shard base.ShardID, first uint64) (index, term, bytes uint64, err error) {
 	it, err := e.db.NewIter(&pebble.IterOptions{
 		LowerBound: logKey(shard, first), UpperBound: stateKey(shard, raftLog+1),
 	})
 	if err != nil {
-		return 0, 0, readError(err)
+		return 0, 0, 0, readError(err)
 	}
 	defer func() { err = errors.Join(err, readError(it.Close())) }()
 	if !it.Last() {
-		return 0, 0, readError(it.Error())
+		return 0, 0, 0, readError(it.Error())
 	}
 	if len(it.Key()) != logKeyLen {
-		return 0, 0, fmt.Errorf("log key %x: %w", it.Key(), ErrCorrupt)
+		return 0, 0, 0, fmt.Errorf("log key %x: %w", it.Key(), ErrCorrupt)
 	}
 	v, err := it.ValueAndErr()
 	if err != nil {
-		return 0, 0, readError(err)
+		return 0, 0, 0, readError(err)
 	}
 	ent, err := decodeEntry(u64at(it.Key(), stateKeyLen), v)
-	return ent.Index, ent.Term, err
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	for more := ent.Index-first < countedEntries; more; more = it.Prev() {
+		v := it.LazyValue()
+		bytes += uint64(v.Len())
+	}
+	return ent.Index, ent.Term, bytes, nil
 }
 
 // Close drops the log's entries from the cache. The log must not be used afterwards.

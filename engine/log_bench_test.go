@@ -197,7 +197,7 @@ func BenchmarkTruncatedLog(b *testing.B) {
 				var boot, zero, scan, app float64
 				for b.Loop() {
 					boot = perRound(b, e, rounds, func() {
-						if last, _, err := e.lastEntry(l.shard, l.first); err != nil || last != l.last {
+						if last, _, _, err := e.lastEntry(l.shard, l.first); err != nil || last != l.last {
 							b.Fatal(last, err)
 						}
 					})

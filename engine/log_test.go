@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 
@@ -425,5 +426,33 @@ func TestManyWorkersShareTheCache(t *testing.T) {
 	wg.Wait()
 	if n := e.cache.bytes.Load(); n > o.EntryCacheBytes {
 		t.Fatalf("%d bytes in a cache of %d", n, o.EntryCacheBytes)
+	}
+}
+
+// A short log that is opened knows its bytes as the life before did, not by an estimate.
+func TestTheBytesOfAShortLogAreCountedWhenItIsOpened(t *testing.T) {
+	for _, n := range []int{1, countedEntries, countedEntries + 1} {
+		fs := NewMemFS()
+		o := testOptions(t, fs)
+		e := mustOpen(t, o)
+		st := newReplica(t, e, 7)
+		l, first := mustLog(t, e, st), st.Truncated.Index+1
+		for i := range n {
+			commit(t, e, false, func(b *Batch) { l.Append(b, entries(1, first+uint64(i), strings.Repeat("x", 10*i))) })
+		}
+		if err := e.db.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		want := l.Bytes()
+		mustClose(t, e)
+		e = mustOpen(t, o)
+		got := mustLog(t, e, loadReplica(t, e, 7)).Bytes()
+		if n <= countedEntries && got != want {
+			t.Errorf("%d entries have %d bytes, had %d", n, got, want)
+		}
+		if got < uint64(n*entryHeaderLen) {
+			t.Errorf("%d entries have %d bytes", n, got)
+		}
+		mustClose(t, e)
 	}
 }

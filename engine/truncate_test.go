@@ -218,7 +218,7 @@ func TestTheSeekOfABootTouchesFewKeysHoweverOftenTheLogWasTruncated(t *testing.T
 	if n := touched(0, (*pebble.Iterator).First); n < 1000 {
 		t.Errorf("a seek from index 0 touches %d keys: this test shows nothing", n)
 	}
-	if got, _, err := e.lastEntry(7, first); err != nil || got != last {
+	if got, _, _, err := e.lastEntry(7, first); err != nil || got != last {
 		t.Fatal(got, err)
 	}
 }
