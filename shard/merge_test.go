@@ -72,22 +72,25 @@ func freezeOf(n *testNode, id uint64, right, left base.ShardID) wire.Freeze {
 }
 
 func (c *cluster) freeze(n *testNode, right base.ShardID, f wire.Freeze) <-chan boundaryResult {
+	store := n.store // a crash takes it from n
 	return async(func() boundaryResult {
-		index, d, err := n.store.Freeze(context.Background(), right, f)
+		index, d, err := store.Freeze(context.Background(), right, f)
 		return boundaryResult{d: d, index: index, err: err}
 	})
 }
 
 func (c *cluster) commitMerge(n *testNode, left base.ShardID, m *wire.CommitMerge) <-chan boundaryResult {
+	store := n.store // a crash takes it from n
 	return async(func() boundaryResult {
-		d, err := n.store.CommitMerge(context.Background(), left, m)
+		d, err := store.CommitMerge(context.Background(), left, m)
 		return boundaryResult{d: d, err: err}
 	})
 }
 
 func (c *cluster) abortMerge(n *testNode, left base.ShardID, a wire.AbortMerge) <-chan boundaryResult {
+	store := n.store // a crash takes it from n
 	return async(func() boundaryResult {
-		out, err := n.store.AbortMerge(context.Background(), left, a)
+		out, err := store.AbortMerge(context.Background(), left, a)
 		return boundaryResult{out: out, err: err}
 	})
 }
