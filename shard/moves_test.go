@@ -86,15 +86,7 @@ type moves struct {
 
 func (m *moves) step(i int) {
 	c, rng := m.c, m.rng
-	if m.open != nil {
-		select {
-		case out := <-m.open:
-			if m.open = nil; out.err == nil {
-				m.applied++
-			}
-		default:
-		}
-	}
+	m.takeOutcome()
 	if n := c.leader(7); n != nil {
 		if m.open == nil && rng.IntN(2) == 0 {
 			m.open = c.change(n, 7, 0, m.pick(c.desc(7))...)
@@ -195,11 +187,28 @@ func (m *moves) reconcile() {
 	})
 }
 
+// takeOutcome looks whether the change that is open has ended.
+func (m *moves) takeOutcome() {
+	if m.open == nil {
+		return
+	}
+	select {
+	case out := <-m.open:
+		if m.open = nil; out.err == nil {
+			m.applied++
+		}
+	default:
+	}
+}
+
 func (m *moves) finish() {
 	c, t := m.c, m.c.t
 	c.net.HealAll()
-	c.until("a leader, and not joint", func() bool {
+	c.until("a leader, not joint, and no change on its way", func() bool {
 		m.reconcile()
+		if m.takeOutcome(); m.open != nil {
+			return false
+		}
 		n := c.leader(7)
 		if n == nil {
 			return false
