@@ -1,7 +1,10 @@
 package client
 
 import (
+	"fmt"
 	"net"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,14 +17,7 @@ import (
 // The first stream that is opened to a node after its return opens, however often that has failed before: what gRPC
 // remembers of its last try is not an answer.
 func TestTheFirstStreamToANodeThatIsBackOpens(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := lis.Addr().String()
-	if err := lis.Close(); err != nil {
-		t.Fatal(err)
-	}
+	addr, listen := boundPort(t)
 	n, err := newNodes([]string{addr}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -43,9 +39,7 @@ func TestTheFirstStreamToANodeThatIsBackOpens(t *testing.T) {
 			t.Fatal("an answer of nobody")
 		}
 	}
-	if lis, err = net.Listen("tcp", addr); err != nil {
-		t.Fatal(err)
-	}
+	lis := listen()
 	server := grpc.NewServer(transport.ServerOptions()...)
 	transport.RegisterBatch(server, func(_ transport.Class, s *transport.Stream) error {
 		_, err := s.Recv()
@@ -65,5 +59,29 @@ func TestTheFirstStreamToANodeThatIsBackOpens(t *testing.T) {
 	}
 	if err := s.CloseSend(); err != nil {
 		t.Error(err)
+	}
+}
+
+// boundPort takes a port on which nobody listens before listen is called: nobody else can get it meanwhile.
+func boundPort(t *testing.T) (addr string, listen func() net.Listener) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	must(err)
+	f := os.NewFile(uintptr(fd), "port")
+	t.Cleanup(func() { _ = f.Close() })
+	must(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	name, err := syscall.Getsockname(fd)
+	must(err)
+	return fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port), func() net.Listener {
+		must(syscall.Listen(fd, 16))
+		lis, err := net.FileListener(f)
+		must(err)
+		return lis
 	}
 }
